@@ -1,0 +1,13 @@
+"""Helios: the data layer of a trading system, in a PostgreSQL schema of its own.
+
+The map, from the top; a module imports only what stands below it:
+
+    cli                            the `helios` command: the only part that prints and asks
+    backfill | queries             files of klines into the table; the questions a trader asks of it
+    db                             engines, sessions and Redis clients made from the settings
+    models | schema | servers      the tables; schema, grants, marker, migrations; the embedded servers
+    settings                       what the environment says
+    errors                         every failure, as one sentence
+
+This file imports nothing: whoever imports one part pays for that part only.
+"""
