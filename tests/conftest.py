@@ -52,3 +52,9 @@ def database(cluster: URL) -> Iterator[URL]:
     yield cluster.set(database=name)
     with admin.connect() as connection:
         connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture(scope="session")
+def programs() -> Path:
+    """The folder of PostgreSQL's programs: psql and pg_dump are used as users would."""
+    return servers.available(Settings.from_environment()).postgres
