@@ -247,7 +247,7 @@ def test_a_role_used_in_another_database_is_reported(database, cluster, monkeypa
 # --- unreachable ---------------------------------------------------------------------------------------------------
 
 
-def test_an_unreachable_server_is_one_sentence_without_the_password(tmp_path):
+def test_an_unreachable_server_is_one_sentence_without_the_password():
     """Nothing listens there: one sentence, exit status 1, and the password is nowhere, not even in a debug log."""
     url = URL.create("postgresql", "bot", "s3cret", host="127.0.0.1", port=1, database="trading")
     said, talk = alembic("upgrade", "head", env=variables(url), expected=1)
@@ -322,7 +322,7 @@ def test_public_stays_byte_for_byte(database, monkeypatch, programs):
 # --- killed, repeated, taken back --------------------------------------------------------------------------------
 
 
-def test_a_killed_upgrade_leaves_nothing_half_applied(database, programs, cluster, monkeypatch):
+def test_a_killed_upgrade_leaves_nothing_half_applied(database, programs):
     """SIGKILL at several moments of an upgrade; then it completes, equal to one that was never disturbed."""
     kills = int(os.environ.get("HELIOS_KILLS", "4"))
     env = variables(database, DATABASE_ROLE_PREFIX="killed")
@@ -374,7 +374,8 @@ def test_a_downgrade_is_refused_in_production(database, monkeypatch, name):
 
 
 CATALOG = """
-    SELECT 'pg_class', oid::text, xmin::text FROM pg_class UNION ALL SELECT 'pg_proc', oid::text, xmin::text FROM pg_proc
+    SELECT 'pg_class', oid::text, xmin::text FROM pg_class
+    UNION ALL SELECT 'pg_proc', oid::text, xmin::text FROM pg_proc
     UNION ALL SELECT 'pg_namespace', oid::text, xmin::text FROM pg_namespace
     UNION ALL SELECT 'pg_default_acl', oid::text, xmin::text FROM pg_default_acl
     UNION ALL SELECT 'pg_attribute', attrelid || '.' || attnum, xmin::text FROM pg_attribute
@@ -442,7 +443,7 @@ def test_printed_sql_gives_the_same_database(database, cluster, programs, monkey
             connection.execute(text(f"DROP DATABASE {other.database} WITH (FORCE)"))
 
 
-def test_printed_sql_needs_no_server(tmp_path):
+def test_printed_sql_needs_no_server():
     """A DBA's script can be printed where no server can be reached."""
     url = URL.create("postgresql", "dba", host="127.0.0.1", port=1, database="trading")
     script, _ = alembic("upgrade", "head", "--sql", env=variables(url))
