@@ -3,6 +3,7 @@
 As a program it joins the server, says so in one line of JSON, and leaves when its stdin ends.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,9 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from sqlalchemy import URL
+
+from helios import servers
+from helios.errors import HeliosError
+from helios.settings import Settings
+
 ROOT = Path(__file__).parent.parent
 OUTSIDER = 54321  # a user that owns nothing here
 NOBODY = 65534
+KINDS = ("postgres", "valkey")
 
 
 class User:
@@ -113,25 +121,35 @@ def working_in(folder: Path) -> list[int]:
     return found
 
 
+def state_of(settings: Settings, url: URL) -> dict[str, Any] | None:
+    """Tell what the supervisor says of the server with this URL."""
+    for each in servers.status(settings):
+        if each.url == url:
+            with contextlib.suppress(FileNotFoundError):
+                state = json.loads((each.data.parent / "state").read_text())
+                return {**state, "folder": str(each.data.parent)}
+    return None
+
+
 def main(kind: str, home: str, then: str) -> None:
     """Join, tell, and do what is asked then."""
-    from helios import servers  # noqa: PLC0415 - the tests that import this module need not pay for it
-    from helios.errors import HeliosError  # noqa: PLC0415
-    from helios.settings import Settings  # noqa: PLC0415
-
     settings = replace(Settings.from_environment(), helios_home=Path(home))
+    join = servers.database_url if kind == "postgres" else servers.redis_url
     try:
         if then == "up":
             servers.up(settings)
+        if then == "status":
+            servers.status(settings)
         begin = time.perf_counter()
-        url = (servers.database_url if kind == "postgres" else servers.redis_url)(settings)
+        url = join(settings)
         seconds = time.perf_counter() - begin
-        mine = next(each for each in servers.status(settings) if each.url == url)
-        state = json.loads((mine.data.parent / "state").read_text())
+        found = None
+        while found is None:  # the server may be killed just now
+            found = state_of(settings, join(settings))
     except HeliosError as error:
         print(json.dumps({"error": str(error)}), flush=True)  # noqa: T201 - it is what this program is for
         return
-    answer = {"url": url.render_as_string(), "seconds": seconds, "folder": str(mine.data.parent), **state}
+    answer = {"url": url.render_as_string(), "seconds": seconds, **found}
     try:
         os.waitpid(-1, os.WNOHANG)
         answer["children"] = True

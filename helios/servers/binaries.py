@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from helios.errors import ServerError, SettingError
 from helios.servers import locks
 from helios.servers.account import Account
-from helios.servers.place import make_folders
+from helios.servers.place import make_folders, refuse_strange
 
 SYSTEM_POSTGRES = Path("/usr/lib/postgresql")
 REMEDY = 'pip install "helios[embedded]"'
@@ -99,6 +100,7 @@ def readable(account: Account | None, home: Path, top: Path, parts: tuple[str, .
         return top
     copies = home / "binaries"
     make_folders(copies, 0o755)
+    refuse_strange(copies, {os.geteuid()}, stat.S_IWOTH | stat.S_IWGRP)
     copy = copies / f"{version}-{_fingerprint(top, parts)}"
     if copy.exists():
         return copy
