@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from server_user import until, working_in
 from sqlalchemy import URL, create_engine, text
 from sqlalchemy.pool import NullPool
 
@@ -21,6 +22,22 @@ def home() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def own_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A HELIOS_HOME for one test; afterwards no server may be left in it, and no file in the temporary folder."""
+    top = Path(tempfile.mkdtemp(prefix="ht-")).resolve()
+    (top / "tmp").mkdir()
+    top.chmod(0o755)
+    (top / "tmp").chmod(0o1777)
+    monkeypatch.setattr(tempfile, "tempdir", str(top / "tmp"))
+    monkeypatch.setenv("TMPDIR", str(top / "tmp"))
+    yield top / "home"
+    until(lambda: not working_in(top))
+    left = list((top / "tmp").iterdir())
+    shutil.rmtree(top)
+    assert [] == left
 
 
 @pytest.fixture(scope="session")
