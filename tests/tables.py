@@ -1,6 +1,7 @@
 """Helios's tables in a database of their own, a good row for each, and what PostgreSQL says of them."""
 
 import importlib.util
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -196,6 +197,15 @@ def revision(name: str) -> ModuleType:
     return module
 
 
+def wait_until_blocked(engine: Engine, name: str) -> None:
+    """Return when the connection of that name waits for a lock; fail if it does not within ten seconds."""
+    blocked = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = :name AND wait_event_type = 'Lock'")
+    deadline = time.monotonic() + 10
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while connection.scalar(blocked, {"name": name}) == 0:
+            assert time.monotonic() < deadline, f"{name} never waited"
+
+
 def look_into(connection: Connection, schema: str) -> None:
     """Make the schema the only one that names without a schema mean, until the transaction ends."""
     connection.execute(text(f'SET LOCAL search_path TO "{schema}", pg_temp'))
@@ -235,3 +245,48 @@ def insert(connection: Connection, table: str, values: dict[str, str | None]) ->
     names = ", ".join(f'"{name}"' for name in values)
     places = ", ".join(f":{name}" for name in values)
     connection.execute(text(f'INSERT INTO "{SCHEMA}".{table} ({names}) VALUES ({places})'), values)
+
+
+CATALOG = {
+    "tables": """
+        SELECT relname, relkind::text, reloptions, pg_get_partkeydef(pg_class.oid),
+               obj_description(pg_class.oid, 'pg_class')
+        FROM pg_class WHERE {here} AND relkind IN ('r', 'p') ORDER BY relname""",
+    "columns": """
+        SELECT relname, attnum, attname, format_type(atttypid, atttypmod), attnotnull, attidentity::text,
+               pg_get_expr(adbin, adrelid), col_description(attrelid, attnum)
+        FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
+        LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+        WHERE {here} AND relkind IN ('r', 'p') AND attnum > 0 ORDER BY relname, attnum""",
+    "constraints": """
+        SELECT relname, conname, pg_get_constraintdef(pg_constraint.oid) FROM pg_constraint
+        JOIN pg_class ON conrelid = pg_class.oid WHERE {here} ORDER BY relname, conname""",
+    "indexes": """
+        SELECT relname, replace(pg_get_indexdef(pg_class.oid), quote_ident(:schema) || '.', '') FROM pg_class
+        WHERE {here} AND relkind IN ('i', 'I') ORDER BY relname""",
+    "partitions": """
+        SELECT relname, pg_get_expr(relpartbound, oid), relacl::text, obj_description(oid, 'pg_class') FROM pg_class
+        WHERE {in_schema} AND relispartition AND relkind IN ('r', 'p') ORDER BY relname""",
+    "functions": """
+        SELECT proname, prosrc, prosecdef, provolatile::text, proacl::text, obj_description(oid, 'pg_proc') FROM pg_proc
+        WHERE pronamespace = CAST(quote_ident(:schema) AS regnamespace) ORDER BY proname""",
+    "triggers": """
+        SELECT relname, tgname, replace(pg_get_triggerdef(pg_trigger.oid), quote_ident(:schema) || '.', '')
+        FROM pg_trigger JOIN pg_class ON tgrelid = pg_class.oid
+        WHERE {here} AND NOT tgisinternal ORDER BY relname, tgname""",
+    "types": """
+        SELECT typname FROM pg_type
+        WHERE typnamespace = CAST(quote_ident(:schema) AS regnamespace) AND typrelid = 0 AND typelem = 0""",
+}
+
+
+def catalog(connection: Connection, schema: str) -> dict[str, list[tuple[object, ...]]]:
+    """Tell all that PostgreSQL knows of a schema, without its name."""
+    look_into(connection, schema)
+    in_schema = "relnamespace = CAST(quote_ident(:schema) AS regnamespace)"
+    here = f"{in_schema} AND NOT relispartition"
+    told = {}
+    for subject, query in CATALOG.items():
+        rows = connection.execute(text(query.format(here=here, in_schema=in_schema)), {"schema": schema})
+        told[subject] = [tuple(row) for row in rows]
+    return told

@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 from sqlalchemy import URL, Connection, Engine, create_engine, delete, select, text, update
 from sqlalchemy.orm import Session
-from tables import DAY, ORDER, PARENTS, SCHEMA, insert, migrated
+from tables import DAY, ORDER, PARENTS, SCHEMA, insert, migrated, wait_until_blocked
 
 from helios.models import (
     OPEN_STATUSES,
@@ -321,17 +321,6 @@ def test_many_writers_leave_no_hole(engine: Engine, order: uuid.UUID) -> None:
         versions = history(connection, order)
     assert list(range(1, 42)) == [each.version for each in versions]
     assert [each.new_state for each in versions[:-1]] == [each.old_state for each in versions[1:]]
-
-
-def wait_until_blocked(engine: Engine, name: str) -> None:
-    """Return when the connection of that name waits for a lock; fail if it does not within ten seconds."""
-    blocked = text(
-        f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}' AND wait_event_type = 'Lock'"
-    )
-    deadline = datetime.now(UTC).timestamp() + 10
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        while connection.scalar(blocked) == 0:
-            assert datetime.now(UTC).timestamp() < deadline, f"{name} never waited"
 
 
 def test_nobody_calls_the_functions_unasked(connection: Connection) -> None:
