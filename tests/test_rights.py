@@ -10,7 +10,8 @@ from helios.schema.roles import roles_of
 from helios.settings import Settings
 
 DENIED = "42501"
-ORDER = """INSERT INTO helios_trading.orders (id, account_id, instrument_id, client_order_id, side, type, status, submitted_at)
+ORDER = """INSERT INTO helios_trading.orders
+           (id, account_id, instrument_id, client_order_id, side, type, status, submitted_at)
            VALUES (gen_random_uuid(), 1, 1, 'x', 'BUY', 'LIMIT', 'NEW', now())"""
 KLINE = """(instrument_id, interval, open_time, open, high, low, close, volume)
            VALUES (1, '1m', '2025-01-01T00:00Z', 1, 1, 1, 1, 0)"""
