@@ -43,18 +43,14 @@ def schema_name(value: str) -> str:
 
 
 def postgres_url(value: str) -> URL:
-    """Read a PostgreSQL URL; `postgres://` and `postgresql://` mean psycopg2."""
+    """Read a PostgreSQL URL; however it begins, sessions use psycopg2 and asynchronous ones psycopg 3."""
     try:
         url = make_url(value)
     except ArgumentError:
         raise ValueError("is not a URL: write postgresql://user:password@host:5432/database") from None
-    if url.drivername in ("postgres", "postgresql"):
-        return url.set(drivername="postgresql+psycopg2")
-    if url.drivername in ("postgresql+psycopg2", "postgresql+psycopg"):
-        return url
-    raise ValueError(
-        f"names the driver {url.drivername!r}: write postgresql://, or postgresql+psycopg:// for psycopg 3"
-    )
+    if url.drivername not in ("postgres", "postgresql", "postgresql+psycopg2", "postgresql+psycopg"):
+        raise ValueError(f"names the driver {url.drivername!r}: write postgresql://")
+    return url.set(drivername="postgresql+psycopg2")
 
 
 def redis_url(value: str) -> URL:

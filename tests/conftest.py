@@ -26,8 +26,43 @@ def cluster() -> Iterator[URL]:
     drop = {"user": pwd.getpwnam("nobody").pw_uid, "extra_groups": []} if os.geteuid() == 0 else {}
     with tempfile.TemporaryDirectory(prefix="ht-", dir="/tmp") as folder:
         os.chmod(folder, 0o777)
-        subprocess.run([binaries / "initdb", "-D", f"{folder}/d", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"], check=True, stdout=subprocess.DEVNULL, cwd="/", **drop)
-        server = subprocess.Popen([binaries / "postgres", "-D", f"{folder}/d", "-k", folder, "-c", "fsync=off", "-c", "listen_addresses=", "-c", "max_prepared_transactions=10"], stderr=subprocess.DEVNULL, cwd="/", **drop)
+        subprocess.run(
+            [
+                binaries / "initdb",
+                "-D",
+                f"{folder}/d",
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "--no-sync",
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+            **drop,
+        )
+        server = subprocess.Popen(
+            [
+                binaries / "postgres",
+                "-D",
+                f"{folder}/d",
+                "-k",
+                folder,
+                "-c",
+                "fsync=off",
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "max_prepared_transactions=10",
+            ],
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            **drop,
+        )
         url = URL.create("postgresql+psycopg2", "postgres", database="postgres", query={"host": folder})
         for _ in range(200):
             try:

@@ -1,0 +1,72 @@
+"""Commands of the database: upgrade, downgrade, grants, environment."""
+
+import click
+from sqlalchemy import text
+
+from helios import db
+from helios.cli.output import json_option, show, talk
+from helios.schema import environment as marker
+from helios.schema import grants as rights
+from helios.schema import migrations
+from helios.schema.roles import roles_of
+from helios.settings import ENVIRONMENTS, Environment, Settings
+
+sql_option = click.option("--sql", is_flag=True, help="Print the SQL instead of running it.")
+
+
+@click.command(epilog="Example: helios upgrade --sql | psql -v ON_ERROR_STOP=1 mydatabase")
+@click.argument("revision", default="head")
+@sql_option
+def upgrade(revision: str, *, sql: bool) -> None:
+    """Make the schema, its roles and grants, and bring its tables to REVISION (the newest)."""
+    migrations.upgrade(revision, sql=sql)
+
+
+@click.command(epilog="Example: helios downgrade -1")
+@click.argument("revision")
+@sql_option
+def downgrade(revision: str, *, sql: bool) -> None:
+    """Take the tables back to REVISION (base: before the first); refused in production."""
+    migrations.downgrade(revision, sql=sql)
+
+
+@click.command(epilog="Example: helios grants --sql | psql --username postgres mydatabase")
+@click.option("--sql", is_flag=True, help="Print only the SQL, for a role that may run it.")
+@json_option
+def grants(*, sql: bool, as_json: bool) -> None:
+    """Show which roles and grants are missing, and whether this login may add them."""
+    settings = Settings.from_environment()
+    engine = db.create_migration_engine(settings)
+    with db.connect(engine) as connection:
+        login, database = connection.execute(text("SELECT current_user::text, current_database()::text")).one()
+        steps = rights.missing(connection, settings.database_schema, roles_of(settings, database), login)
+    if sql:
+        for step in steps:
+            click.echo(f"{step.statement};")
+    else:
+        rows = [{"missing": step.statement, "this_login_may": step.able} for step in steps]
+        show(rows, as_json=as_json, nothing="nothing is missing")
+
+
+@click.group(invoke_without_command=True, epilog="Example: helios environment set test")
+@click.pass_context
+@json_option
+def environment(context: click.Context, *, as_json: bool) -> None:
+    """Show what this database is for: development, test or production."""
+    if context.invoked_subcommand is not None:
+        return
+    settings = Settings.from_environment()
+    with db.connect(db.create_migration_engine(settings)) as connection:
+        found = marker.read(connection, settings.database_schema)
+    row = {"schema": settings.database_schema, "environment": found.environment, "because": found.reason}
+    show([row], as_json=as_json, nothing="")
+
+
+@environment.command("set", epilog="Example: helios environment set production")
+@click.argument("name", type=click.Choice(ENVIRONMENTS))
+def set_environment(name: Environment) -> None:
+    """Mark this database, on this server, as NAME."""
+    settings = Settings.from_environment()
+    with db.connect(db.create_migration_engine(settings)) as connection:
+        marker.mark(connection, settings.database_schema, name)
+    talk().print(f"schema {settings.database_schema} is marked {name}")

@@ -1,0 +1,186 @@
+"""`helios doctor`: one page on the health of servers, schema, rights, partitions and sums."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import click
+from redis.exceptions import RedisError
+from sqlalchemy import Connection, text
+
+from helios import db, queries
+from helios.cli.output import json_option, show
+from helios.errors import HeliosError
+from helios.schema import environment, grants, migrations
+from helios.schema.roles import roles_of, shared_elsewhere
+from helios.settings import Settings, masked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found, and what to do where it is wrong."""
+
+    check: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+SERVER = text("SELECT current_setting('server_version') AS version, current_user::text AS login")
+SIZES = text("""
+    SELECT coalesce(pg_size_pretty(sum(pg_total_relation_size(oid))), '0 bytes') AS size, count(*) AS tables,
+           count(*) FILTER (WHERE relispartition) AS partitions
+    FROM pg_class WHERE relnamespace = to_regnamespace(:schema) AND relkind = 'r'
+""")
+LEAF = text("SELECT to_regclass(format('%I.%I', CAST(:schema AS text), CAST(:leaf AS text))) IS NOT NULL")
+
+
+@click.command(epilog="Example: helios doctor --json")
+@json_option
+def doctor(*, as_json: bool) -> int:
+    """Check everything and say what is wrong and how to mend it; exit status 1 when something is wrong."""
+    findings = list(examine(Settings.from_environment()))
+    show([asdict(each) for each in findings], as_json=as_json, nothing="")
+    return 0 if all(each.ok for each in findings) else 1
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Make every check, as far as the ones before allow it."""
+    try:
+        engine = db.create_migration_engine(settings)
+        with db.connect(engine) as connection:
+            server = connection.execute(SERVER).one()
+            found = f"{server.version} as {server.login} at {masked(engine.url)}"
+            yield Finding(check="PostgreSQL", ok=True, found=found)
+            yield from examine_schema(connection, settings)
+    except HeliosError as error:
+        yield Finding(check="PostgreSQL", ok=False, found=str(error), remedy="helios up, or set DATABASE_URL")
+    yield redis_answers(settings)
+
+
+def examine_schema(connection: Connection, settings: Settings) -> Iterator[Finding]:
+    """Check the schema, and once its tables are there, what they hold."""
+    at = revision(connection, settings)
+    yield at
+    if migrations.current(connection, settings.database_schema):
+        checks: tuple[Callable[[Connection, Settings], Finding], ...] = (
+            rights,
+            roles_are_its_own,
+            marked,
+            partitions,
+            instruments_are_there,
+            positions_are_sums,
+            sizes,
+        )
+        for check in checks:
+            yield check(connection, settings)
+
+
+def revision(connection: Connection, settings: Settings) -> Finding:
+    """Every migration has been applied."""
+    name = "revision"
+    try:
+        lacking = migrations.pending(connection, settings.database_schema)
+    except HeliosError as error:
+        return Finding(check=name, ok=False, found=str(error), remedy="pip install --upgrade helios")
+    at = ", ".join(migrations.current(connection, settings.database_schema)) or "nothing"
+    found = f"schema {settings.database_schema} stands at {at}"
+    if lacking:
+        return Finding(check=name, ok=False, found=f"{found}; lacks {', '.join(lacking)}", remedy="helios upgrade")
+    return Finding(check=name, ok=True, found=found)
+
+
+def rights(connection: Connection, settings: Settings) -> Finding:
+    """No role has too few rights, or too many."""
+    steps = grants.missing(connection, settings.database_schema, roles_of(settings, database(connection)), None)
+    if steps:
+        found = f"{len(steps)} statements are missing, the first: {steps[0].statement}"
+        return Finding(check="grants", ok=False, found=found, remedy="helios upgrade, or helios grants --sql")
+    return Finding(check="grants", ok=True, found="complete")
+
+
+def roles_are_its_own(connection: Connection, settings: Settings) -> Finding:
+    """No role of this schema has rights elsewhere, which whoever joins it would get as well."""
+    roles = roles_of(settings, database(connection))
+    if shared := shared_elsewhere(connection, settings.database_schema, roles):
+        found = "; ".join(f"{role} has rights in {place}" for role, place in shared)
+        return Finding(check="roles", ok=False, found=found, remedy="give each schema its own DATABASE_ROLE_PREFIX")
+    return Finding(check="roles", ok=True, found=f"{roles.owner} and its like" if roles.managed else "none are managed")
+
+
+def marked(connection: Connection, settings: Settings) -> Finding:
+    """The database says what it is for, and this process believes the same."""
+    marker = environment.read(connection, settings.database_schema)
+    if not marker.marked:
+        return Finding(check="environment", ok=False, found=marker.reason, remedy="helios environment set NAME")
+    if marker.environment != settings.helios_environment:
+        found = f"{marker.reason}, but HELIOS_ENVIRONMENT says {settings.helios_environment}"
+        return Finding(check="environment", ok=False, found=found, remedy="set HELIOS_ENVIRONMENT, or mark it anew")
+    return Finding(check="environment", ok=True, found=marker.reason)
+
+
+def partitions(connection: Connection, settings: Settings) -> Finding:
+    """Each interval in use has its partitions of this year and the next."""
+    year = datetime.now(UTC).year
+    used = sorted({each.interval.value for each in queries.coverage(connection)})
+    wanted = [f"klines_{interval}_{each}" for interval in used for each in (year, year + 1)]
+    schema = settings.database_schema
+    lacking = [leaf for leaf in wanted if not connection.scalar(LEAF, {"schema": schema, "leaf": leaf})]
+    if lacking:
+        remedy = "SELECT make_kline_partition(interval, year), as a member of the writer role"
+        return Finding(check="partitions", ok=False, found=f"lacks {', '.join(lacking)}", remedy=remedy)
+    return Finding(
+        check="partitions", ok=True, found=f"ready until {year + 2} for {', '.join(used) or 'no interval yet'}"
+    )
+
+
+def instruments_are_there(connection: Connection, _settings: Settings) -> Finding:
+    """Every series of klines has its instrument."""
+    if ownerless := queries.ownerless_series(connection):
+        found = ", ".join(f"{row.interval} of instrument {row.instrument_id}" for row in ownerless)
+        remedy = "insert these instruments again with their ids, or delete their klines"
+        return Finding(check="instruments", ok=False, found=f"no instrument for {found}", remedy=remedy)
+    return Finding(check="instruments", ok=True, found="every series has its instrument")
+
+
+def positions_are_sums(connection: Connection, _settings: Settings) -> Finding:
+    """Every position equals the sum of its fills."""
+    if differing := queries.position_differences(connection):
+        first = differing[0]
+        found = (
+            f"{len(differing)} differ from their fills; the first: account {first.account_id}, instrument "
+            f"{first.instrument_id}, {first.position_side}: {first.position} against {first.fills}"
+        )
+        return Finding(check="positions", ok=False, found=found, remedy="read the account's trades from the exchange")
+    return Finding(check="positions", ok=True, found="each equals the sum of its fills")
+
+
+def sizes(connection: Connection, settings: Settings) -> Finding:
+    """How much there is; never wrong."""
+    row = connection.execute(SIZES, {"schema": settings.database_schema}).one()
+    return Finding(
+        check="size", ok=True, found=f"{row.size} in {row.tables} tables, {row.partitions} of them partitions"
+    )
+
+
+def redis_answers(settings: Settings) -> Finding:
+    """Redis answers, and evicts nothing."""
+    try:
+        with db.create_redis(settings) as client:
+            info = client.info()
+            policy = client.config_get("maxmemory-policy").get("maxmemory-policy", "unknown")
+    except HeliosError as error:
+        return Finding(check="Redis", ok=False, found=str(error), remedy="helios up, or set REDIS_URL")
+    except RedisError as error:
+        found = db.hide(str(error), db.redis_url(settings))
+        return Finding(check="Redis", ok=False, found=found, remedy="check REDIS_URL, and that the server runs")
+    version = info.get("valkey_version", info.get("redis_version"))
+    if policy != "noeviction":
+        remedy = "CONFIG SET maxmemory-policy noeviction"
+        return Finding(check="Redis", ok=False, found=f"{version}, which evicts keys ({policy})", remedy=remedy)
+    return Finding(check="Redis", ok=True, found=f"{version}, evicts nothing")
+
+
+def database(connection: Connection) -> str:
+    """Name the connected database."""
+    return str(connection.scalar(text("SELECT current_database()::text")))

@@ -1,0 +1,204 @@
+"""Engines, sessions and Redis clients, made from the settings; with nothing configured, of the embedded servers.
+
+Every statement names its schema, so no connection carries state, and a transaction-mode pooler may stand between.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from redis import Redis
+from sqlalchemy import URL, Connection, Engine, NullPool, event
+from sqlalchemy import create_engine as create_sqlalchemy_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, sessionmaker
+
+from helios import servers
+from helios.errors import HeliosError, UnreachableError
+from helios.settings import SECRET_PARAMETERS, Settings, masked
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+KEEPALIVE = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}  # a dead peer is noticed in a minute
+
+
+def database_url(settings: Settings) -> URL:
+    """Give DATABASE_URL, else the URL of the embedded PostgreSQL, which then serves while this process lives.
+
+    Raises:
+        HeliosError: nothing is configured and no embedded server can serve.
+
+    """
+    return settings.database_url or servers.database_url(settings)
+
+
+def migration_url(settings: Settings) -> URL:
+    """Give DATABASE_MIGRATION_URL, where it is set, else the same as `database_url`."""
+    return settings.migration_url or servers.database_url(settings)
+
+
+def redis_url(settings: Settings) -> URL:
+    """Give REDIS_URL, else the URL of the embedded Valkey, which then serves while this process lives."""
+    return settings.redis_url or servers.redis_url(settings)
+
+
+def create_engine(settings: Settings | None = None, **options: Any) -> Engine:  # noqa: ANN401 - SQLAlchemy's own options
+    """Make an engine on psycopg2; `options` go to SQLAlchemy's create_engine and win over the settings.
+
+    Raises:
+        HeliosError: nothing is configured and no embedded server can serve.
+
+    """
+    settings = settings or Settings.from_environment()
+    url = database_url(settings)
+    return create_sqlalchemy_engine(url, **{**pool(settings), "connect_args": connect_args(settings, url), **options})
+
+
+def create_session_factory(engine: Engine) -> sessionmaker[Session]:
+    """Make the factory of a service's sessions: `with factory.begin() as session:` commits, or rolls back on an error.
+
+    Objects stay readable after their commit, because services hand them on.
+    """
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+def create_async_engine(settings: Settings | None = None, **options: Any) -> "AsyncEngine":  # noqa: ANN401 - SQLAlchemy's own options
+    """Make an engine on psycopg 3 for asyncio; needs the extra `helios[async]`.
+
+    Raises:
+        HeliosError: the extra is not installed, or nothing is configured and no embedded server can serve.
+
+    """
+    if find_spec("psycopg") is None or find_spec("greenlet") is None:
+        raise HeliosError('asynchronous sessions need psycopg 3 and greenlet: pip install "helios[async]"')
+    from sqlalchemy.ext.asyncio import create_async_engine as create_sqlalchemy_async_engine  # noqa: PLC0415 - an extra
+
+    settings = settings or Settings.from_environment()
+    url = database_url(settings).set(drivername="postgresql+psycopg")
+    # prepared statements belong to a server connection, which a transaction-mode pooler shares between clients
+    arguments = {**connect_args(settings, url), "prepare_threshold": None}
+    return create_sqlalchemy_async_engine(url, **{**pool(settings), "connect_args": arguments, **options})
+
+
+def create_async_session_factory(engine: "AsyncEngine") -> "async_sessionmaker[AsyncSession]":
+    """Make the factory of a service's asynchronous sessions: `async with factory.begin() as session:`."""
+    from sqlalchemy.ext.asyncio import async_sessionmaker  # noqa: PLC0415 - an extra
+
+    return async_sessionmaker(engine, expire_on_commit=False)
+
+
+def create_migration_engine(settings: Settings, role: str | None = None) -> Engine:
+    """Make the engine of migrations: no pool, a short lock timeout, names looked up in the schema alone.
+
+    Revisions name no schema, so this connection does. It must reach PostgreSQL directly: a pooler would hand the state
+    of this session to others.
+
+    Args:
+        settings: where to connect, which schema, how long to wait for a lock.
+        role: the owner role that each connection becomes; None stays the login.
+
+    """
+    url = migration_url(settings)
+    patience = round(settings.database_lock_timeout * 1000)
+    state = f"-c search_path={settings.database_schema},pg_temp -c lock_timeout={patience}"
+    arguments = connect_args(settings, url, state)
+    arguments["application_name"] = f"{settings.database_application_name}-migrate"
+    engine = create_sqlalchemy_engine(url, poolclass=NullPool, connect_args=arguments)
+    if role is not None:
+
+        @event.listens_for(engine, "connect", insert=True)
+        def become_owner(connection: Any, _record: object) -> None:  # noqa: ANN401 - a driver's connection
+            quoted = engine.dialect.identifier_preparer.quote_identifier(role)
+            with connection.cursor() as cursor:
+                cursor.execute(f"SET ROLE {quoted.replace('%', '%%')}", {})
+            connection.commit()
+
+    return engine
+
+
+def create_redis(settings: Settings | None = None) -> Redis:
+    """Make a Redis client; answers are bytes."""
+    settings = settings or Settings.from_environment()
+    url = redis_url(settings).render_as_string(hide_password=False)
+    return Redis.from_url(url, socket_timeout=settings.redis_timeout, socket_connect_timeout=settings.redis_timeout)
+
+
+def pool(settings: Settings) -> dict[str, Any]:
+    """Give the pool's options; connections are checked before use, because servers restart and firewalls forget."""
+    return {
+        "pool_size": settings.database_pool_size,
+        "max_overflow": settings.database_pool_overflow,
+        "pool_timeout": settings.database_pool_timeout,
+        "pool_recycle": settings.database_pool_recycle,
+        "pool_pre_ping": True,
+        "pool_use_lifo": True,
+    }
+
+
+def connect_args(settings: Settings, url: URL, state: str = "") -> dict[str, Any]:
+    """Give libpq's parameters; what the URL itself says wins, and `state` joins its options."""
+    arguments: dict[str, Any] = {
+        "application_name": settings.database_application_name,
+        "connect_timeout": settings.database_connect_timeout,
+        **KEEPALIVE,
+    }
+    if settings.database_sslmode:
+        arguments["sslmode"] = settings.database_sslmode
+    if settings.database_sslrootcert:
+        arguments["sslrootcert"] = str(settings.database_sslrootcert)
+    arguments = {name: value for name, value in arguments.items() if name not in url.query}
+    if settings.database_statement_timeout and not state:
+        state = f"-c statement_timeout={round(settings.database_statement_timeout * 1000)}"
+    if state:
+        # a connection's own options replace those of PGOPTIONS, so these are carried along
+        given = url.query.get("options") or os.environ.get("PGOPTIONS", "")
+        arguments["options"] = f"{given} {state}".strip()
+    return arguments
+
+
+@contextmanager
+def reaching(url: URL) -> Iterator[None]:
+    """Turn a failure to connect into one sentence without the password.
+
+    Raises:
+        UnreachableError: the server does not answer, or lets this login not in.
+
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        if error.statement is not None or not isinstance(error.orig, Exception) or getattr(error.orig, "pgcode", None):
+            raise
+        said = hide(" ".join(str(error.orig).split()), url)
+        raise UnreachableError(
+            f"cannot connect to {masked(url)}: {said}; "
+            "check DATABASE_URL, and that the server runs and lets this login in"
+        ) from None
+
+
+def hide(message: str, url: URL) -> str:
+    """Take every password of a URL out of a message."""
+    secrets = [url.password, *(url.query.get(name) for name in SECRET_PARAMETERS)]
+    for secret in secrets:
+        if isinstance(secret, str) and secret:
+            message = message.replace(secret, "***")
+    return message
+
+
+@contextmanager
+def connect(engine: Engine) -> Iterator[Connection]:
+    """Open a connection in a transaction that is committed at the end, or fail with one sentence.
+
+    Raises:
+        UnreachableError: the server does not answer, or lets this login not in.
+
+    """
+    with reaching(engine.url), engine.begin() as connection:
+        yield connection

@@ -1,0 +1,178 @@
+"""What happens around the revisions: one migration at a time, the schema made and owned before, all granted after."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from helios.errors import RightsError, SchemaError
+from helios.schema import grants
+from helios.schema.roles import Roles, shared_elsewhere
+
+Result = TypeVar("Result")
+log = logging.getLogger("helios.schema")
+
+LOCK = text("SELECT pg_try_advisory_lock(hashtextextended(:key, 0))")
+LOCK_OR_FAIL = """DO $$ BEGIN
+    IF NOT pg_try_advisory_lock(hashtextextended('helios:{schema}', 0)) THEN
+        RAISE EXCEPTION 'another migration of schema {schema} is running: wait for it, then run this again';
+    END IF;
+END $$"""
+HOLDER = text("""
+    SELECT format('pid %s (%s)', activity.pid, coalesce(nullif(activity.application_name, ''), activity.usename))
+    FROM pg_locks AS held JOIN pg_stat_activity AS activity USING (pid)
+    WHERE held.locktype = 'advisory' AND held.granted AND held.objsubid = 1
+      AND (held.classid::bigint << 32) + held.objid::bigint = hashtextextended(:key, 0)
+    LIMIT 1
+""")
+ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtextextended('helios:grants', 0))")
+FACTS = text("""
+    SELECT current_user::text AS login, current_database()::text AS database,
+           to_regnamespace(quote_ident(:schema)) IS NOT NULL AS exists,
+           has_database_privilege(current_database(), 'CREATE') AS may_create,
+           coalesce(has_schema_privilege(to_regnamespace(quote_ident(:schema))::oid, 'USAGE')
+                    AND has_schema_privilege(to_regnamespace(quote_ident(:schema))::oid, 'CREATE'), false) AS may_use,
+           quote_ident(:schema) AS quoted_schema, quote_ident(current_user) AS quoted_login
+""")
+OWNED = text("""
+    SELECT pg_get_userbyid(nspowner) = :owner
+           AND CASE WHEN current_setting('server_version_num')::int >= 160000 AND NOT rolsuper
+                    THEN pg_has_role(nspowner, 'SET') ELSE pg_has_role(nspowner, 'MEMBER') END
+    FROM pg_namespace, pg_roles WHERE nspname = :schema AND rolname = current_user
+""")
+MAY_JOIN = text("SELECT pg_has_role(nspowner, 'MEMBER') FROM pg_namespace WHERE nspname = :schema")
+OLDEST = text("""
+    SELECT format('pid %s (%s, %s since %s)', pid, coalesce(nullif(application_name, ''), usename), state,
+                  date_trunc('second', xact_start))
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+      AND backend_type = 'client backend'
+    ORDER BY xact_start LIMIT 1
+""")
+LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """How to migrate a prepared schema: `role` is the role to become first (None: stay the login)."""
+
+    role: str | None
+    skipped: list[str]
+
+
+@contextmanager
+def alone(engine: Engine, schema: str, wait: float) -> Iterator[Connection]:
+    """Hold the migration lock of a schema, waiting up to `wait` seconds for another migration to end.
+
+    The lock is asked for again and again rather than waited for: a waiting statement would hold a snapshot, and an
+    index that the other migration builds CONCURRENTLY would wait for that snapshot for ever.
+
+    Raises:
+        SchemaError: the other migration did not end in time; the message names it.
+
+    """
+    key = f"helios:{schema}"
+    deadline, told = time.monotonic() + wait, False
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while not connection.scalar(LOCK, {"key": key}):
+            holder = connection.scalar(HOLDER, {"key": key}) or "another process"
+            if time.monotonic() > deadline:
+                raise SchemaError(
+                    f"{holder} has been migrating schema {schema!r} for more than {wait:g} s: "
+                    "wait for it, or raise DATABASE_MIGRATION_WAIT"
+                )
+            if not told:
+                log.info("waiting for %s, which migrates schema %s", holder, schema)
+                told = True
+            time.sleep(0.1)
+        yield connection
+
+
+def prepare(engine: Engine, schema: str, roles: Roles, wait: float) -> Prepared:
+    """Make the schema and its roles where they are missing, in a transaction of its own.
+
+    Raises:
+        RightsError: the role may neither make the schema nor work in it; the message holds the SQL that helps.
+
+    """
+
+    def run() -> Prepared:
+        with engine.begin() as connection:
+            login = check_rights(connection, schema)
+            connection.execute(ONE_AT_A_TIME)
+            skipped = grants.complete(connection, schema, roles, login)
+            becomes = roles.owner if connection.scalar(OWNED, {"owner": roles.owner, "schema": schema}) else None
+            return Prepared(role=becomes, skipped=skipped)
+
+    return patiently(engine, wait, run)
+
+
+def finish(engine: Engine, schema: str, roles: Roles, wait: float) -> None:
+    """Grant what the revisions made, and say what could not be granted."""
+
+    def run() -> list[str]:
+        with engine.begin() as connection:
+            connection.execute(ONE_AT_A_TIME)
+            login = connection.scalar(text("SELECT current_user::text"))
+            for role, place in shared_elsewhere(connection, schema, roles):
+                log.warning(
+                    "role %s also has rights in %s: who joins it has both; see DATABASE_ROLE_PREFIX", role, place
+                )
+            return grants.complete(connection, schema, roles, login)
+
+    if skipped := patiently(engine, wait, run):
+        log.warning(
+            "skipped %d statements on roles and grants that this login may not run: "
+            "`helios grants --sql` prints them for a role that may",
+            len(skipped),
+        )
+
+
+def check_rights(connection: Connection, schema: str) -> str:
+    """Refuse early, with the remedy, where the upgrade could not succeed; return the login's name."""
+    facts = connection.execute(FACTS, {"schema": schema}).one()
+    if not facts.exists and not facts.may_create:
+        raise RightsError(
+            f"role {facts.login!r} may not create schema {schema!r} in database {facts.database!r}; "
+            f"as the database's owner run: CREATE SCHEMA {facts.quoted_schema} AUTHORIZATION {facts.quoted_login};"
+        )
+    if facts.exists and not facts.may_use and not connection.scalar(MAY_JOIN, {"schema": schema}):
+        raise RightsError(
+            f"role {facts.login!r} may not create tables in schema {schema!r} of database {facts.database!r}; as the "
+            f"schema's owner run: GRANT USAGE, CREATE ON SCHEMA {facts.quoted_schema} TO {facts.quoted_login};"
+        )
+    return str(facts.login)
+
+
+def patiently(engine: Engine, wait: float, action: Callable[[], Result]) -> Result:
+    """Do an action again and again while other transactions hold the locks it needs, for up to `wait` seconds.
+
+    The action gives up its place in the lock queue after DATABASE_LOCK_TIMEOUT, so that writers behind it never stall
+    longer; the pause before the next try lets them catch up.
+
+    Raises:
+        SchemaError: the locks did not become free in time; the message names the oldest open transaction.
+
+    """
+    deadline, pause = time.monotonic() + wait, 0.5
+    while True:
+        try:
+            return action()
+        except DBAPIError as error:
+            if getattr(error.orig, "pgcode", None) not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
+                raise
+            with engine.connect() as connection:
+                holder = connection.scalar(OLDEST) or "a transaction that has ended since"
+            if time.monotonic() + pause > deadline:
+                raise SchemaError(
+                    f"a lock was not free within {wait:g} s (DATABASE_MIGRATION_WAIT); the oldest open transaction is "
+                    f"{holder}: let it end, then migrate again; nothing was left half done"
+                ) from None
+            log.info("a table is in use, trying again in %.1f s; the oldest open transaction is %s", pause, holder)
+        time.sleep(pause)
+        pause = min(pause * 2, 5.0)

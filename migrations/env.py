@@ -1,0 +1,131 @@
+"""What Alembic runs: the schema prepared, the revisions alone and waiting briefly for locks, the grants completed.
+
+`alembic upgrade head` and `helios upgrade` both come here. Everything is read from the environment (helios.settings).
+"""
+
+import logging.config
+from typing import Any
+
+from alembic import context
+from alembic.autogenerate.api import AutogenContext
+from sqlalchemy import BLANK_SCHEMA, Connection, Engine, MetaData, TypeDecorator, text
+from sqlalchemy.dialects import postgresql
+
+from helios import db, models
+from helios.errors import HeliosError
+from helios.schema import environment, grants, operations, preparation
+from helios.schema.roles import roles_of
+from helios.settings import Settings
+
+operations.register()
+
+PARTITIONS = text("SELECT relname::text FROM pg_class WHERE relispartition AND relnamespace = to_regnamespace(:schema)")
+
+
+def without_schema(metadata: MetaData) -> MetaData:
+    """Copy the models' tables into no schema: revisions name none, the connection's search_path does."""
+    target = MetaData(naming_convention=metadata.naming_convention)
+    for table in metadata.sorted_tables:
+        table.to_metadata(target, schema=None, referred_schema_fn=lambda *_: BLANK_SCHEMA)
+    return target
+
+
+def as_plain_type(kind: str, item: Any, _context: AutogenContext) -> str | bool:  # noqa: ANN401 - Alembic's hook
+    """Write a type of Helios's own as the SQL type below it, because revisions import only alembic and sqlalchemy."""
+    if kind == "type" and isinstance(item, TypeDecorator):
+        return f"sa.{item.impl_instance!r}"
+    return False
+
+
+OPTIONS: dict[str, Any] = {
+    "target_metadata": without_schema(models.metadata),
+    "transaction_per_migration": True,
+    "compare_server_default": True,
+    "render_item": as_plain_type,
+}
+
+
+def online(settings: Settings, command: str) -> None:
+    """Run a command on the database; only those that change it prepare anything."""
+    with db.reaching(db.migration_url(settings)):
+        if command in ("upgrade", "downgrade", "do_stamp"):
+            change(settings, command)
+        else:
+            run(db.create_migration_engine(settings), settings.database_schema, settings.database_migration_wait)
+
+
+def change(settings: Settings, command: str) -> None:
+    """Upgrade, downgrade or stamp: alone, each revision in its own transaction, retried while a lock is taken."""
+    schema, wait = settings.database_schema, settings.database_migration_wait
+    login = db.create_migration_engine(settings)
+    with preparation.alone(login, schema, wait) as connection:
+        if command == "downgrade":
+            environment.refuse_production(connection, schema, "a downgrade, which drops tables with their data,")
+        roles = roles_of(settings, str(connection.scalar(text("SELECT current_database()"))))
+        prepared = preparation.prepare(login, schema, roles, wait)
+        owner = db.create_migration_engine(settings, prepared.role)
+        preparation.patiently(owner, wait, lambda: run(owner, schema, wait))
+        preparation.finish(login, schema, roles, wait)
+        if settings.migration_url is None and not environment.read(connection, schema).marked:
+            environment.mark(connection, schema, "development")  # an embedded server knows what it is for
+
+
+def run(engine: Engine, schema: str, wait: float) -> None:
+    """Run the command's revisions on one connection."""
+    with engine.connect() as connection:
+        partitions = partitions_of(connection, schema)
+        context.configure(
+            connection=connection,
+            include_name=lambda name, kind, _parents: not (kind == "table" and name in partitions),
+            helios_wait=wait,
+            **OPTIONS,
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+
+
+def partitions_of(connection: Connection, schema: str) -> set[str]:
+    """List the partitions, which are made at run time and so are no part of the models."""
+    with connection.begin():  # ended here: Alembic would take an open transaction for the caller's and commit nothing
+        return set(connection.scalars(PARTITIONS, {"schema": schema}))
+
+
+def offline(settings: Settings) -> None:
+    """Print the whole upgrade as SQL, schema, roles and grants included, for a DBA to read and run with psql."""
+    url = settings.migration_url
+    schema, roles = settings.database_schema, roles_of(settings, (url and url.database) or "helios")
+    dialect = postgresql.dialect(paramstyle="named")
+    quote = dialect.identifier_preparer.quote_identifier
+    completion = grants.offline(dialect, schema, roles, url.username if url else None)
+    context.configure(dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"}, **OPTIONS)
+    for statement in (
+        preparation.LOCK_OR_FAIL.format(schema=schema),
+        f"SET lock_timeout = '{round(settings.database_lock_timeout * 1000)}ms'",
+        completion,
+        *([f"SET ROLE {quote(roles.owner)}"] if roles.owner else []),
+        f"SET search_path TO {quote(schema)}, pg_temp",
+    ):
+        context.execute(statement)
+    with context.begin_transaction():
+        context.run_migrations()
+    for statement in ("RESET ROLE", completion):
+        context.execute(statement)
+
+
+def main() -> None:
+    """Run what Alembic was asked for; on the command line a failure is one sentence and exit status 1."""
+    if context.config.config_file_name:
+        logging.config.fileConfig(context.config.config_file_name, disable_existing_loggers=False)
+    try:
+        settings = Settings.from_environment()
+        if context.is_offline_mode():
+            offline(settings)
+        else:
+            online(settings, context._proxy.context_opts["fn"].__name__)  # noqa: SLF001 - Alembic tells the command nowhere else
+    except HeliosError as error:
+        if context.config.cmd_opts is None:
+            raise
+        raise SystemExit(f"alembic: {error}") from None
+
+
+main()
