@@ -16,12 +16,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from helios import servers
-from helios.errors import HeliosError, UnreachableError
+from helios.errors import HeliosError, RightsError, SchemaError, UnreachableError
 from helios.settings import SECRET_PARAMETERS, Settings, masked
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+INSUFFICIENT_PRIVILEGE = "42501"
+ABSENT = ("3F000", "42P01", "42883")  # no such schema, table, function
 KEEPALIVE = {
     "keepalives_idle": 30,
     "keepalives_interval": 10,
@@ -165,22 +167,28 @@ def connect_args(settings: Settings, url: URL, state: str = "") -> dict[str, Any
 
 @contextmanager
 def reaching(url: URL) -> Iterator[None]:
-    """Turn a failure to connect into one sentence without the password.
+    """Turn a failure to connect, a lost connection and a missing right into one sentence without the password.
 
     Raises:
-        UnreachableError: the server does not answer, or lets this login not in.
+        UnreachableError: the server does not answer, lets this login not in, or went away.
+        RightsError: the login lacks a right.
 
     """
     try:
         yield
     except DBAPIError as error:
-        if error.statement is not None or not isinstance(error.orig, Exception) or getattr(error.orig, "pgcode", None):
-            raise
         said = hide(" ".join(str(error.orig).split()), url)
-        raise UnreachableError(
-            f"cannot connect to {masked(url)}: {said}; "
-            "check DATABASE_URL, and that the server runs and lets this login in"
-        ) from None
+        code = getattr(error.orig, "pgcode", None)
+        if code == INSUFFICIENT_PRIVILEGE:
+            raise RightsError(f"{said}; `helios grants --sql` prints what a role with that right can run") from None
+        if error.connection_invalidated:
+            raise UnreachableError(f"the connection to {masked(url)} was lost: {said}; run this again") from None
+        if error.statement is None and code is None:
+            raise UnreachableError(
+                f"cannot connect to {masked(url)}: {said}; "
+                "check DATABASE_URL, and that the server runs and lets this login in"
+            ) from None
+        raise
 
 
 def hide(message: str, url: URL) -> str:
@@ -197,8 +205,17 @@ def connect(engine: Engine) -> Iterator[Connection]:
     """Open a connection in a transaction that is committed at the end, or fail with one sentence.
 
     Raises:
-        UnreachableError: the server does not answer, or lets this login not in.
+        UnreachableError: the server does not answer, lets this login not in, or went away.
+        RightsError: the login lacks a right.
+        SchemaError: the schema or one of its tables is not there.
 
     """
-    with reaching(engine.url), engine.begin() as connection:
-        yield connection
+    with reaching(engine.url):
+        try:
+            with engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            if getattr(error.orig, "pgcode", None) in ABSENT:
+                missing = str(error.orig).partition("\n")[0]
+                raise SchemaError(f"{missing}: run `helios upgrade` first") from None
+            raise

