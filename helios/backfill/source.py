@@ -67,7 +67,7 @@ def recognise(
     words = folder_words(path)
     if other := next((word for word in words if word in OTHER_CANDLES), None):
         raise InputError(f"{path} lies in a folder {other}: those candles are no trades, and are not loaded.")
-    stem = path.name.removesuffix(".gz")
+    stem = path.name
     for ending in ENDINGS:
         stem = stem[: -len(ending)] if stem.lower().endswith(ending) else stem
     named = NAME.fullmatch(stem)
