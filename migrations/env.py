@@ -3,11 +3,13 @@
 `alembic upgrade head` and `helios upgrade` both come here. Everything is read from the environment (helios.settings).
 """
 
+import logging
 import logging.config
 from typing import Any
 
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
+from alembic.runtime.migration import MigrationInfo
 from sqlalchemy import BLANK_SCHEMA, Connection, Engine, MetaData, TypeDecorator, text
 from sqlalchemy.dialects import postgresql
 
@@ -18,6 +20,7 @@ from helios.schema.roles import roles_of
 from helios.settings import Settings
 
 operations.register()
+log = logging.getLogger("helios.schema")
 
 PARTITIONS = text("SELECT relname::text FROM pg_class WHERE relispartition AND relnamespace = to_regnamespace(:schema)")
 
@@ -37,11 +40,18 @@ def as_plain_type(kind: str, item: Any, _context: AutogenContext) -> str | bool:
     return False
 
 
+def tell(*, step: MigrationInfo, **_: object) -> None:
+    """Say which revision was applied or taken back."""
+    done = "applied" if step.is_upgrade else "took back"
+    log.info("%s revision %s: %s", done, step.up_revision_id, step.up_revision.doc)
+
+
 OPTIONS: dict[str, Any] = {
     "target_metadata": without_schema(models.metadata),
     "transaction_per_migration": True,
     "compare_server_default": True,
     "render_item": as_plain_type,
+    "on_version_apply": tell,
 }
 
 

@@ -55,6 +55,12 @@ def database(cluster: URL) -> Iterator[URL]:
 
 
 @pytest.fixture(scope="session")
+def programs() -> Path:
+    """The folder of PostgreSQL's programs: psql and pg_dump are used as users would."""
+    return servers.available(Settings.from_environment()).postgres
+
+
+@pytest.fixture(scope="session")
 def migrated(cluster: URL) -> Iterator[URL]:
     """One database with all tables for tests that keep to a symbol of their own; yields the superuser's URL."""
     name = f"t_{uuid.uuid4().hex[:12]}"

@@ -50,7 +50,6 @@ def helios(*, verbose: bool) -> None:
     """
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("helios").setLevel(logging.DEBUG if verbose else logging.INFO)
-    logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
 
 
 def main() -> NoReturn:

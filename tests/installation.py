@@ -1,0 +1,99 @@
+"""What the tests of migrations share: settings for a database, logins, dumps, and upgrades in processes of their own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, Engine, NullPool, create_engine, text
+
+ROOT = Path(__file__).parent.parent
+
+
+def engine_of(url: URL) -> Engine:
+    """An engine without a pool, so that nothing stays connected."""
+    return create_engine(url, poolclass=NullPool)
+
+
+def run_sql(url: URL, *statements: str) -> None:
+    """Run statements in one transaction."""
+    with engine_of(url).begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+def ask(url: URL, question: str, **values: Any) -> Any:
+    """Ask for one value."""
+    with engine_of(url).connect() as connection:
+        return connection.scalar(text(question), values)
+
+
+def rows(url: URL, question: str, **values: Any) -> list[tuple[Any, ...]]:
+    """Ask for rows."""
+    with engine_of(url).connect() as connection:
+        return [tuple(row) for row in connection.execute(text(question), values)]
+
+
+def login(url: URL, name: str, *statements: str, options: str = "") -> URL:
+    """Make a login named after the database, run statements in which {login} is its name, and give its URL."""
+    role = f"{name}_{url.database}"
+    run_sql(url, f"CREATE ROLE {role} LOGIN {options}", *(each.format(login=role) for each in statements))
+    return url.set(username=role)
+
+
+def variables(url: URL, schema: str = "helios_trading", **more: str) -> dict[str, str]:
+    """The environment of a process that works on this database."""
+    given = {"DATABASE_URL": url.render_as_string(hide_password=False), "DATABASE_SCHEMA": schema, **more}
+    passed = ("PATH", "HOME", "LANG", "HELIOS_POSTGRES_BIN", "HELIOS_REDIS_BIN", "VIRTUAL_ENV")
+    return {name: os.environ[name] for name in passed if name in os.environ} | given
+
+
+def use(monkeypatch: pytest.MonkeyPatch, url: URL, schema: str = "helios_trading", **more: str) -> None:
+    """Make this process work on this database."""
+    for name in ("DATABASE_MIGRATION_URL", "DATABASE_ROLE_PREFIX", "HELIOS_ENVIRONMENT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables(url, schema, **more).items():
+        monkeypatch.setenv(name, value)
+
+
+def start(*arguments: str, env: dict[str, str], cwd: Path = ROOT) -> "subprocess.Popen[str]":
+    """Start `python -m ...` as a process of its own."""
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.Popen(
+        command, env=env, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+
+
+def finish(process: "subprocess.Popen[str]", expected: int = 0) -> tuple[str, str]:
+    """Wait for a process, and give what it said on stdout and stderr."""
+    said, talk = process.communicate(timeout=120)
+    assert expected == process.returncode, talk
+    return said, talk
+
+
+def alembic(*arguments: str, env: dict[str, str], expected: int = 0) -> tuple[str, str]:
+    """Run Alembic's own command from the project's folder."""
+    return finish(start("alembic", *arguments, env=env), expected)
+
+
+def dump(programs: Path, url: URL, *options: str) -> str:
+    """Dump a database with pg_dump; the key that newer versions make up anew each time is left out."""
+    command = [programs / "pg_dump", *options, "--dbname", libpq(url)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]})
+    return re.sub(r"^\\(un)?restrict .*\n", "", done.stdout, flags=re.MULTILINE)
+
+
+def psql(programs: Path, url: URL, script: str) -> str:
+    """Run a script with psql, as a DBA would."""
+    command = [programs / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "--dbname", libpq(url)]
+    done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
+    assert 0 == done.returncode, done.stderr
+    return done.stdout
+
+
+def libpq(url: URL) -> str:
+    """Write a URL as libpq's own programs read it."""
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
