@@ -255,6 +255,9 @@ def make_file(  # noqa: PLR0913 - each is a property of the file
     spoiler = Defects(table, made, random.Random(f"{seed} {path.name}"))  # noqa: S311 - candles, not secrets
     for defect in defects:
         spoiler.inject(defect)
+    if truncated:  # what is cut is the last candle, also where defects have put rows behind it
+        table.append(table[rows - 1])
+        table[rows - 1] = []
     kept = [row for row in table if row]
     made.rows = len(kept)
     made.rejected += truncated
