@@ -1,0 +1,70 @@
+"""The range of a file's candles, which the loader prepares for before it copies."""
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import BinaryIO
+
+from helios.backfill import tables
+from helios.backfill.source import Source
+from helios.models import Interval
+
+END = 4096  # bytes looked at, at either end
+COMMAS = 11  # in a row of the official layout
+MICROSECONDS_FROM = 10**14
+PLAUSIBLE = (946_684_800_000, 7_258_118_400_000)  # 2000 to 2200
+MOST_YEARS = 2  # a longer span is looked at first: one wrong row would make partitions for decades
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """First and last opening time (ms), the years with candles, and whether rows have the official columns."""
+
+    first: int | None
+    last: int | None
+    years: list[int]
+    official: bool
+
+    @property
+    def span(self) -> tuple[datetime, datetime] | None:
+        """The range as moments; None when the file has no candles."""
+        if self.first is None or self.last is None:
+            return None
+        return moment_of(self.first), moment_of(self.last)
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The columns that the rows have besides their key."""
+        return tables.OFFICIAL_VALUES if self.official else tables.PLAIN_VALUES
+
+
+def moment_of(milliseconds: int) -> datetime:
+    """Turn epoch milliseconds into a moment, without a float between."""
+    return datetime.fromtimestamp(milliseconds // 1000, UTC).replace(microsecond=milliseconds % 1000 * 1000)
+
+
+def likely_bounds(source: Source, file: BinaryIO) -> Bounds | None:
+    """Tell the range of a plain CSV in the official layout by its two ends; None where it takes more than that."""
+    if source.path.suffix.lower() != ".csv" or source.interval is Interval.D3:
+        return None
+    descriptor = file.fileno()
+    size = os.fstat(descriptor).st_size
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    head = os.read(descriptor, END).splitlines()[:2]
+    os.lseek(descriptor, max(0, size - END), os.SEEK_SET)
+    tail = os.read(descriptor, END).splitlines()[-1:]
+    first = next((at for at in map(opening, head) if at is not None), None)
+    last = next((at for at in map(opening, tail) if at is not None), None)
+    if first is None or last is None or first > last:
+        return None
+    years = list(range(moment_of(first).year, moment_of(last).year + 1))
+    return Bounds(first, last, years, official=True) if len(years) <= MOST_YEARS else None
+
+
+def opening(line: bytes) -> int | None:
+    """Read the opening time (ms) of a row in the official layout; None when the line is no such row."""
+    written = line[: line.find(b",")]
+    if line.count(b",") != COMMAS or not written.isdigit():
+        return None
+    at = int(written) if len(written) <= len(str(MICROSECONDS_FROM)) - 1 else int(written) // 1000
+    return at if PLAUSIBLE[0] <= at < PLAUSIBLE[1] else None

@@ -1,0 +1,267 @@
+"""One file into the table, in one transaction: whole, or not at all."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import psycopg2
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from helios.backfill import tables
+from helios.backfill.bounds import Bounds, likely_bounds
+from helios.backfill.child import Child, OutOfBoundsError, now, reading
+from helios.backfill.report import Mode, Progress, Report, Stage, write_rejects
+from helios.backfill.source import Source
+from helios.backfill.verdict import alert_level, completed, moment
+from helios.errors import HeliosError, InputError
+from helios.models import Interval, QualitySubject
+
+MONDAY = 4 * 86_400_000  # 1970-01-05, where weeks are counted from
+OFFICIAL = 12
+
+Tell = Callable[[Progress], None]
+
+
+def load(
+    bind: Engine | Connection,
+    source: Source,
+    *,
+    strict: bool = False,
+    again: bool = False,
+    rejects: Path | None = None,
+    progress: Tell | None = None,
+) -> Report:
+    """Load a file of klines.
+
+    A connection that is in a transaction already keeps it: the load is then a savepoint in it, and the caller commits.
+
+    Args:
+        bind: an engine of the writer role, or a connection.
+        source: the file, as `recognise` told it.
+        strict: refuse the whole file when any of its rows is bad.
+        again: read the file also when its checksum is the one that was loaded.
+        rejects: the folder that a file of the rejected rows goes to; without it they are only counted.
+        progress: called some times a second with how far it has come.
+
+    Raises:
+        InputError: the file cannot be used; nothing was written.
+
+    """
+    began = time.monotonic()
+    try:
+        with source.path.open("rb") as file, connected(bind) as connection:
+            work = Load(connection, source, file, strict=strict, rejects=rejects, progress=progress or (lambda _: None))
+            report = (None if again else work.unchanged()) or work.read()
+    except OSError as error:
+        raise InputError(f"{source.path} cannot be read: {error.strerror}.") from error
+    except (psycopg2.Error, DBAPIError) as error:
+        raise HeliosError(f"{source.path} was not loaded: {first_line(error)}") from error
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def first_line(error: psycopg2.Error | DBAPIError) -> str:
+    """Take what PostgreSQL said, without the statement."""
+    said = str(error.orig if isinstance(error, DBAPIError) else error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
+
+
+@contextmanager
+def connected(bind: Engine | Connection) -> Iterator[Connection]:
+    """Use a connection as it is, or one of an engine."""
+    if isinstance(bind, Connection):
+        yield bind
+        return
+    with bind.connect() as connection:
+        yield connection
+
+
+@contextmanager
+def transaction(connection: Connection) -> Iterator[None]:
+    """Do something whole or not at all: in a transaction of its own, or a savepoint of the caller's."""
+    with connection.begin_nested() if connection.in_transaction() else connection.begin():
+        if getattr(connection.connection.driver_connection, "autocommit", False):
+            raise HeliosError("Loading needs a transaction, but the connection is in autocommit mode: pass another.")
+        yield
+
+
+@dataclass
+class Load:
+    """One file on its way into the table."""
+
+    connection: Connection
+    source: Source
+    file: BinaryIO
+    strict: bool
+    rejects: Path | None
+    progress: Tell
+
+    def unchanged(self) -> Report | None:
+        """Report a file whose content is the one that was loaded before."""
+        with transaction(self.connection):
+            known = tables.known_file(self.connection, self.source)
+        if known is None or known.sha256 != hashlib.file_digest(self.file, "sha256").hexdigest():
+            return None
+        return Report(
+            source=self.source,
+            mode=Mode.UNCHANGED,
+            rows=known.rows + known.rejected,
+            good=known.rows,
+            rejected=known.rejected,
+            first=known.first_open_time,
+            last=known.last_open_time,
+        )
+
+    def read(self) -> Report:
+        """Load the file straight away where its two ends tell its range, else look at all of it before."""
+        bounds = None if self.strict else likely_bounds(self.source, self.file)
+        if bounds and not self.partitions_missing(bounds.years):
+            try:
+                return self.written(bounds)
+            except OutOfBoundsError:
+                pass
+        bounds = self.looked_at()
+        self.make_partitions(bounds.years)
+        try:
+            return self.written(bounds)
+        except OutOfBoundsError:
+            raise InputError(f"{self.source.path} changed while it was read: load it again.") from None
+
+    def looked_at(self) -> Bounds:
+        """Read the whole file and write nothing."""
+        with self.child(Stage.LOOKING, None, 0) as child:
+            child.wait()
+            found = child.told["found"]
+        if self.strict and found["rejected"]:
+            line, reason = found["first_bad"]
+            raise InputError(
+                f"{self.source.path} line {line} {reason}; {found['rejected']} rows are bad, and with --strict nothing is loaded."
+            )
+        first, last = found["first"], found["last"]
+        return Bounds(first, last, found["years"], official=child.told["width"] == OFFICIAL)
+
+    def partitions_missing(self, years: list[int]) -> list[int]:
+        """List the years without a partition."""
+        with transaction(self.connection):
+            return tables.missing_partitions(self.connection, self.source, years)
+
+    def make_partitions(self, years: list[int]) -> None:
+        """Make what is missing in a transaction before the load, whose length would hold up others that need the same."""
+        for year in self.partitions_missing(years):
+            with transaction(self.connection):
+                tables.make_partition(self.connection, self.source, year)
+
+    @contextmanager
+    def child(self, stage: Stage, bounds: Bounds | None, instrument_id: int) -> Iterator[Child]:
+        """Start a reading of the file."""
+        interval = self.source.interval
+        job = {
+            "step": milliseconds(interval),
+            "anchor": {Interval.W1: MONDAY, Interval.D3: None}.get(interval, 0),
+            "steps": {str(each): milliseconds(each) for each in Interval if each.length},
+            "bounds": [bounds.first, bounds.last] if bounds and bounds.first is not None else None,
+            "write": bounds is not None,
+            "instrument_id": instrument_id,
+            "interval": str(interval),
+            "now": now(),
+        }
+        size = os.fstat(self.file.fileno()).st_size
+
+        def tell(rows: int) -> None:
+            self.progress(Progress(stage, rows, os.lseek(self.file.fileno(), 0, os.SEEK_CUR), size))
+
+        with reading(self.source.path, self.file, job, tell) as child:
+            yield child
+
+    def written(self, bounds: Bounds) -> Report:
+        """Write the file's candles, and what is to be remembered of it, in one transaction."""
+        with transaction(self.connection):
+            instrument_id = tables.hold_instrument(self.connection, self.source)
+            tables.lock_series(self.connection, instrument_id, self.source)
+            span = bounds.span
+            if span and tables.holds_any(self.connection, instrument_id, self.source, span):
+                return self.compared(bounds, span, instrument_id)
+            try:
+                with self.connection.begin_nested():
+                    return self.direct(bounds, instrument_id)
+            except psycopg2.errors.UniqueViolation:  # somebody else, a feed perhaps, wrote one of the candles meanwhile
+                if span is None:
+                    raise
+                return self.compared(bounds, span, instrument_id)
+
+    def direct(self, bounds: Bounds, instrument_id: int) -> Report:
+        """Copy straight into the table."""
+        with self.child(Stage.LOADING, bounds, instrument_id) as child:
+            child.peek()
+            klines = tables.quoted(self.connection, tables.Kline.__table__)
+            rows = tables.copy(self.connection, klines, bounds.values, child)
+            return self.finished(Mode.DIRECT, child, instrument_id, (rows, 0), rows)
+
+    def compared(self, bounds: Bounds, span: tuple[datetime, datetime], instrument_id: int) -> Report:
+        """Copy into a table beside, and write only what differs."""
+        with self.child(Stage.LOADING, bounds, instrument_id) as child:
+            child.peek()
+            tables.make_stage(self.connection)
+            rows = tables.copy(self.connection, tables.STAGE, bounds.values, child)
+            self.progress(Progress(Stage.COMPARING, rows, 1, 1))
+            counts = tables.write_differences(self.connection, instrument_id, self.source, span, bounds.values)
+            return self.finished(Mode.COMPARED, child, instrument_id, counts, rows)
+
+    def finished(self, mode: Mode, child: Child, instrument_id: int, counts: tuple[int, int], copied: int) -> Report:
+        """Remember the file and its quality, put the rejected rows aside, and sum up."""
+        found: dict[str, Any] = child.told["found"]
+        if copied != found["good"]:
+            raise HeliosError(
+                f"{self.source.path} was not loaded: {copied} of its {found['good']} rows reached the server. Try again."
+            )
+        report = completed(Report(source=self.source, mode=mode, inserted=counts[0], changed=counts[1]), found)
+        if report.rejected and self.rejects is not None:
+            report.rejects = write_rejects(self.rejects, self.source, child.rejected())
+        self.remember(report, instrument_id, found, child.told["sha256"])
+        return report
+
+    def remember(self, report: Report, instrument_id: int, found: dict[str, Any], sha256: str) -> None:
+        """Write the rows of kline_files and data_quality_metrics."""
+        tables.remember_file(
+            self.connection,
+            instrument_id,
+            self.source,
+            {
+                "sha256": sha256,
+                "rows": report.good,
+                "rejected": report.rejected,
+                "first_open_time": report.first,
+                "last_open_time": report.last,
+            },
+        )
+        tables.record_quality(
+            self.connection,
+            {
+                "instrument_id": instrument_id,
+                "subject": QualitySubject.KLINES,
+                "interval": self.source.interval,
+                "source": self.source.name,
+                "window_start": report.first,
+                "window_end": moment(found["end"]),
+                "rows_expected": report.expected,
+                "rows_found": report.good,
+                "rows_rejected": report.rejected,
+                "completeness": str(round(report.completeness, 6)),
+                "alert_level": alert_level(report),
+                "reasons": report.reasons,
+            },
+        )
+
+
+def milliseconds(interval: Interval) -> int:
+    """Say how long a candle lasts; 0 for calendar months."""
+    return interval.length // timedelta(milliseconds=1) if interval.length else 0
+
+

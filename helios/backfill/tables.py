@@ -1,0 +1,169 @@
+"""The statements of a load: every name quoted by SQLAlchemy, every value bound, nothing taken from the session."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Table, exists, func, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from helios.backfill.child import Child
+from helios.backfill.source import Source
+from helios.errors import HeliosError
+from helios.models import DataQualityMetric, Instrument, Kline, KlineFile
+
+KEY = ("instrument_id", "open_time")
+PLAIN_VALUES = ("open", "high", "low", "close", "volume")
+OFFICIAL_VALUES = (*PLAIN_VALUES, "quote_volume", "trades", "taker_buy_volume", "taker_buy_quote_volume")
+STAGE = "pg_temp.helios_klines_stage"
+
+
+def quoted(connection: Connection, table: Any) -> str:  # noqa: ANN401 - a declarative class's __table__ is typed as FromClause
+    """Write a table's name with its schema."""
+    if not isinstance(table, Table):
+        raise TypeError(f"{table!r} is not a table")
+    return connection.dialect.identifier_preparer.format_table(table)
+
+
+def known_file(connection: Connection, source: Source) -> KlineFile | None:
+    """Find what is known of a file of this name in this series."""
+    statement = (
+        select(KlineFile.sha256, KlineFile.rows, KlineFile.rejected, KlineFile.first_open_time, KlineFile.last_open_time)
+        .join(Instrument, Instrument.id == KlineFile.instrument_id)
+        .where(
+            Instrument.exchange == source.exchange,
+            Instrument.market == source.market,
+            Instrument.symbol == source.symbol,
+            KlineFile.interval == source.interval,
+            KlineFile.name == source.name,
+        )
+    )
+    row = connection.execute(statement).mappings().first()
+    return KlineFile(**row) if row else None
+
+
+def hold_instrument(connection: Connection, source: Source) -> int:
+    """Find the instrument, make it where it is absent, and keep it from being deleted until the transaction ends."""
+    found = (
+        select(Instrument.id)
+        .where(
+            Instrument.exchange == source.exchange,
+            Instrument.market == source.market,
+            Instrument.symbol == source.symbol,
+        )
+        .with_for_update(key_share=True, read=True)
+    )
+    made = insert(Instrument).values(exchange=source.exchange, market=source.market, symbol=source.symbol)
+    for _ in range(3):
+        number = connection.execute(found).scalar()
+        if number is not None:
+            return number
+        connection.execute(made.on_conflict_do_nothing())
+    raise HeliosError(f"Instrument {source.series} is deleted by others while it is loaded: load the file again.")
+
+
+def lock_series(connection: Connection, instrument_id: int, source: Source) -> None:
+    """Let loads of one series pass one after the other."""
+    key = f"helios load {quoted(connection, Kline.__table__)} {instrument_id} {source.interval}"
+    connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key, 0))))
+
+
+def missing_partitions(connection: Connection, source: Source, years: list[int]) -> list[int]:
+    """List the years that have no partition of this interval."""
+    schema = Kline.__table__.schema
+    there = text("SELECT to_regclass(format('%I.%I', CAST(:schema AS text), CAST(:name AS text))) IS NOT NULL")
+    return [
+        year
+        for year in years
+        if not connection.execute(there, {"schema": schema, "name": f"klines_{source.interval}_{year}"}).scalar()
+    ]
+
+
+def make_partition(connection: Connection, source: Source, year: int) -> None:
+    """Make a year's partition, by the function that may."""
+    schema = getattr(func, connection.dialect.identifier_preparer.quote(str(Kline.__table__.schema)))
+    connection.execute(select(schema.make_kline_partition(str(source.interval), year)))
+
+
+def holds_any(connection: Connection, instrument_id: int, source: Source, span: tuple[datetime, datetime]) -> bool:
+    """Say whether the table holds candles of the series within a range."""
+    condition = (
+        Kline.instrument_id == instrument_id,
+        Kline.interval == source.interval,
+        Kline.open_time.between(*span),
+    )
+    return bool(connection.execute(select(exists().where(*condition))).scalar())
+
+
+def copy(connection: Connection, into: str, values: tuple[str, ...], child: Child) -> int:
+    """Send a child's rows by COPY, and count what arrived."""
+    columns = ", ".join(f'"{name}"' for name in (*KEY, *values, "interval"))
+    statement = f"COPY {into} ({columns}) FROM STDIN"
+    try:
+        with connection.connection.cursor() as cursor:
+            if hasattr(cursor, "copy_expert"):
+                cursor.copy_expert(statement, child, 1 << 18)
+            else:  # psycopg 3
+                with cursor.copy(statement) as stream:
+                    while data := child.read():
+                        stream.write(data)
+            return int(cursor.rowcount)
+    except BaseException:
+        if child.error is not None:
+            raise child.error from None
+        raise
+
+
+def make_stage(connection: Connection) -> None:
+    """Make a table of this transaction alone, like the klines."""
+    klines = quoted(connection, Kline.__table__)
+    connection.execute(text(f"CREATE TEMPORARY TABLE {STAGE.split('.')[1]} (LIKE {klines}) ON COMMIT DROP"))
+
+
+def write_differences(
+    connection: Connection, instrument_id: int, source: Source, span: tuple[datetime, datetime], values: tuple[str, ...]
+) -> tuple[int, int]:
+    """Write the staged rows that the table lacks or holds differently; how many were inserted and changed.
+
+    The range stands in the join, so that the key's index finds it; equal rows are not touched. Only the columns that
+    the file has are compared: a file of plain candles takes no number of trades away.
+    """
+    klines = quoted(connection, Kline.__table__)
+    names = (*KEY, "interval", *values)
+    listed = ", ".join(f'"{name}"' for name in names)
+    old, new = (", ".join(f'{table}."{name}"' for name in values) for table in ("k", "s"))
+    statement = f"""
+        WITH difference AS MATERIALIZED (
+            SELECT {", ".join(f's."{name}"' for name in names)}, k.instrument_id IS NOT NULL AS is_known
+            FROM {STAGE} AS s
+            LEFT JOIN {klines} AS k
+                ON k.open_time = s.open_time AND k.instrument_id = :instrument_id AND k."interval" = :interval
+                AND k.open_time BETWEEN :first AND :last
+            WHERE k.instrument_id IS NULL OR ({old}) IS DISTINCT FROM ({new})
+        ), written AS (
+            INSERT INTO {klines} AS k ({listed}) SELECT {listed} FROM difference
+            ON CONFLICT (instrument_id, "interval", open_time) DO UPDATE
+                SET {", ".join(f'"{name}" = excluded."{name}"' for name in values)}
+                WHERE ({old}) IS DISTINCT FROM ({new.replace("s.", "excluded.")})
+        )
+        SELECT count(*) FILTER (WHERE NOT is_known), count(*) FILTER (WHERE is_known) FROM difference
+    """
+    binds = {"instrument_id": instrument_id, "interval": str(source.interval), "first": span[0], "last": span[1]}
+    inserted, changed = connection.execute(text(statement), binds).one()
+    connection.execute(text(f"DROP TABLE {STAGE}"))
+    return int(inserted), int(changed)
+
+
+def remember_file(connection: Connection, instrument_id: int, source: Source, values: dict[str, Any]) -> None:
+    """Keep what a file of this name holds now."""
+    statement = insert(KlineFile).values(
+        instrument_id=instrument_id, interval=source.interval, name=source.name, **values
+    )
+    statement = statement.on_conflict_do_update(
+        index_elements=["instrument_id", "interval", "name"], set_={**values, "loaded_at": func.now()}
+    )
+    connection.execute(statement)
+
+
+def record_quality(connection: Connection, values: dict[str, Any]) -> None:
+    """Keep what the load found of the file's quality."""
+    connection.execute(insert(DataQualityMetric).values(**values))

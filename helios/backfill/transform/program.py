@@ -1,0 +1,114 @@
+"""The child's own main: reads the file on standard input, writes COPY text to standard output, notes to standard error.
+
+Notes are lines of JSON: each rejected row as it is met, and at the end what was found, or why the file is refused.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from .candle import OFFICIAL, PLAIN
+from .checking import HEADERS, Checker, Target
+from .duplicates import Duplicates
+from .findings import Findings
+from .grid import Grid
+from .reading import Block, blocks
+from .refusal import OutOfBoundsError, RefusalError
+from .spacing import check_spacing
+
+PARENT_LOOKED_AFTER_EVERY = 0.5  # seconds
+
+
+def main() -> int:
+    """Do the job given as JSON in the first argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the loader decides, and ends us
+    job = json.loads(sys.argv[1])
+    threading.Thread(target=end_with_parent, args=(job["parent"],), daemon=True).start()
+    try:
+        with open(0, "rb", buffering=0) as file, open(1, "wb", buffering=0) as out:
+            note(transformed(job, file, writer(out)))
+    except BrokenPipeError:
+        os._exit(1)  # the loader is gone, and nobody reads why
+    except RefusalError as refusal:
+        note({"refusal": str(refusal)})
+    except OutOfBoundsError:
+        note({"out_of_bounds": True})
+    return 0
+
+
+def end_with_parent(parent: int) -> None:
+    """End at once when the loader is gone, however it went; a reading that writes nothing meets no broken pipe."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_LOOKED_AFTER_EVERY)
+    os._exit(1)
+
+
+def note(told: dict[str, Any]) -> None:
+    """Tell the loader."""
+    sys.stderr.write(json.dumps(told) + "\n")
+    sys.stderr.flush()
+
+
+def writer(out: BinaryIO) -> Callable[[bytes], None]:
+    """Write whole pieces to a pipe that may take only a part of one at a time."""
+
+    def write(data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[out.write(rest) :]
+
+    return write
+
+
+def transformed(job: dict[str, Any], file: BinaryIO, write: Callable[[bytes], None]) -> dict[str, Any]:
+    """Read the whole file, and say what it held; the COPY text is written unless the job is only to look."""
+    step = job["step"]
+    findings = Findings(Grid(step, job["anchor"]), sys.stderr)
+    bounds = job["bounds"]
+    target = Target(job["instrument_id"], job["interval"], (bounds[0], bounds[1]) if bounds else None)
+    checker: Checker | None = None
+    late: Duplicates | None = None
+    for block in blocks(file):
+        if checker is None:
+            width = width_of(block)
+            check_spacing(block, step, job["steps"])
+            checker = Checker(findings, target, width, job["now"])
+            late = Duplicates(checker)
+        for text in checker.texts(block):
+            if text and job["write"]:
+                write(text)
+    if checker is None or late is None:
+        return {"found": findings.told(), "width": OFFICIAL, "sha256": checksum(file)}
+    late.settle(file)
+    return {"found": findings.told(), "width": checker.width, "sha256": checksum(file)}
+
+
+def width_of(block: Block) -> int:
+    """Tell the official layout from plain candles by the first lines; anything else is no file of klines."""
+    lines = [line for line in block.data.split(b"\n", 100)[:100] if line.strip()]
+    for line in lines:
+        if line[:1].isdigit() and line.count(b",") + 1 in (OFFICIAL, PLAIN):
+            return line.count(b",") + 1
+    if not lines or all(line[:9].lower() in HEADERS for line in lines) or not rubbish(lines):
+        return OFFICIAL
+    raise RefusalError(
+        "does not look like klines: no row has a time and 12 columns (official archive) or 6 (time, open, high, low, "
+        "close, volume)"
+    )
+
+
+def rubbish(lines: list[bytes]) -> bool:
+    """Say whether not one of the lines begins like a row of klines."""
+    return not any(line[:1].isdigit() and b"," in line for line in lines)
+
+
+def checksum(file: BinaryIO) -> str:
+    """Take the SHA-256 of the file as it lies on disk."""
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()

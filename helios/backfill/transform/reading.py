@@ -1,0 +1,140 @@
+"""Bytes of a CSV, a ZIP holding one, or a JSON list of candles, handed on as blocks of whole lines."""
+
+import re
+import zipfile
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple, Protocol
+
+from .refusal import RefusalError
+
+BLOCK = 1 << 19
+LONGEST_LINE = 1 << 20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Readable(Protocol):
+    """What a block is read from: a file, or the member of an archive."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read up to `size` bytes."""
+
+
+class Block(NamedTuple):
+    """Whole lines, each with its line feed; `torn` when the file ended inside the last one."""
+
+    first_line: int
+    data: bytes
+    torn: bool
+
+
+def blocks(file: BinaryIO) -> Iterator[Block]:
+    """Read a file from its beginning, whatever of the three forms it has; its content decides, not its name."""
+    file.seek(0)
+    head = file.read(4096)
+    file.seek(0)
+    if head.startswith(b"PK\x03\x04"):
+        return member_blocks(file)
+    return text_blocks(file, head)
+
+
+def member_blocks(file: BinaryIO) -> Iterator[Block]:
+    """Read the one file inside a ZIP, never more of it at once than a block."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [each.filename for each in archive.infolist() if not each.is_dir()]
+            if len(names) != 1:
+                raise RefusalError(f"holds {len(names)} files, but a ZIP of klines holds one: unpack it first")
+            with archive.open(names[0]) as member:
+                head = member.read(4096)
+            with archive.open(names[0]) as member:
+                yield from text_blocks(member, head)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+        raise RefusalError(f"is a ZIP that cannot be read ({error}): fetch it again") from error
+    except zipfile.zlib.error as error:  # type: ignore[attr-defined]
+        raise RefusalError(f"is a damaged ZIP ({error}): fetch it again") from error
+
+
+def text_blocks(stream: Readable, head: bytes) -> Iterator[Block]:
+    """Tell text from rubbish by its beginning, and CSV from JSON."""
+    if b"\0" in head or not readable(head):
+        raise RefusalError("is not text: klines are CSV, a ZIP with one CSV, or JSON")
+    first = head.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
+    if first == b"{":
+        raise RefusalError("holds a JSON object, but candles are a list of lists, [[time, open, high, low, ...], ...]")
+    return json_blocks(stream) if first == b"[" else csv_blocks(stream)
+
+
+def readable(head: bytes) -> bool:
+    """Say whether the beginning of a file is UTF-8, but for a character cut at its end."""
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        return error.end == len(head) and error.start > len(head) - 4 and error.start > 0
+    return True
+
+
+def pieces(stream: Readable) -> Iterator[bytes]:
+    """Read a stream block by block, without the mark that some editors put before the first byte."""
+    data = stream.read(BLOCK).removeprefix(BYTE_ORDER_MARK)
+    while data:
+        yield data
+        data = stream.read(BLOCK)
+
+
+def csv_blocks(stream: Readable) -> Iterator[Block]:
+    """Cut CSV behind the last line feed of each piece; a carriage return before a line feed is dropped."""
+    line, rest = 1, b""
+    for piece in pieces(stream):
+        data = rest + piece
+        cut = data.rfind(b"\n") + 1
+        rest = data[cut:]
+        if len(rest) > LONGEST_LINE:
+            raise RefusalError(f"holds a line of more than {LONGEST_LINE} bytes (line {line}): it is no file of klines")
+        if cut:
+            whole = data[:cut].replace(b"\r\n", b"\n")
+            yield Block(line, whole, torn=False)
+            line += whole.count(b"\n")
+    if rest:
+        yield Block(line, rest.rstrip(b"\r") + b"\n", torn=True)
+
+
+def json_blocks(stream: Readable) -> Iterator[Block]:
+    """Turn `[[a,b],[c,d]]` into lines `a,b`; digits stay as they were written, and a line is a row's number."""
+    line, rest, opened = 1, b"", False
+    for piece in pieces(stream):
+        data = rest + piece.translate(None, b' \t\r\n"')
+        if not opened:
+            if len(data) < 2:  # noqa: PLR2004 - both opening brackets are needed
+                rest = data
+                continue
+            data, opened = opening_removed(data), True
+        cut = data.rfind(b"],[") + 1
+        rest = data[cut:]
+        if len(rest) > LONGEST_LINE:
+            raise RefusalError(f"holds a row of more than {LONGEST_LINE} bytes (row {line}): it is no list of candles")
+        if cut:
+            whole = data[:cut].replace(b"],[", b"\n").removeprefix(b",[").removesuffix(b"]") + b"\n"
+            yield Block(line, whole, torn=False)
+            line += whole.count(b"\n")
+    if not opened:
+        raise RefusalError("ends inside its first bracket: fetch it again")
+    yield from last_rows(line, rest.removeprefix(b",["))
+
+
+def opening_removed(data: bytes) -> bytes:
+    """Take the opening brackets off a list of rows; an empty list has no rows at all."""
+    if data.startswith(b"[["):
+        return data[2:]
+    if data.startswith(b"[]"):
+        return b"]]"
+    raise RefusalError("holds JSON that is not a list of lists, [[time, open, high, low, close, volume], ...]")
+
+
+def last_rows(line: int, rest: bytes) -> Iterator[Block]:
+    """Hand on what stands behind the last boundary between rows; a list that was cut off leaves a torn row."""
+    if rest == b"]]":
+        return
+    if found := re.fullmatch(rb"([^\[\]]*)\]\]", rest):
+        yield Block(line, found[1] + b"\n", torn=False)
+    elif rest:
+        yield Block(line, rest.rstrip(b"],").replace(b"\n", b"") + b"\n", torn=True)
