@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
@@ -57,13 +58,7 @@ def load(  # noqa: PLR0913 - a parameter for each option
     Each file is loaded whole or not at all; a file that cannot be used does not stop the others. Loading again writes
     only what differs.
     """
-    sources = [
-        backfill.recognise(path, symbol=symbol, interval=interval, market=market, exchange=exchange)
-        for path in files_of(paths)
-    ]
-    for source in sources:
-        if source.assumed:
-            talk().print(f"{source.path.name}: nothing tells its market, so spot is assumed; --market says another")
+    sources = list(sources_of(paths, {"symbol": symbol, "interval": interval, "market": market, "exchange": exchange}))
     engine = db.create_engine(Settings.from_environment())
     with db.connect(engine):
         pass  # an unreachable server is one failure, not one for each file
@@ -89,16 +84,29 @@ def load(  # noqa: PLR0913 - a parameter for each option
     return max((each.exit_status for each in failures), default=0)
 
 
-def files_of(paths: tuple[Path, ...]) -> Iterator[Path]:
-    """List files, and those inside folders, in the order of their names."""
+def sources_of(paths: tuple[Path, ...], told: dict[str, Any]) -> Iterator[backfill.Source]:
+    """Recognise files, and those inside folders; what a folder holds besides klines is passed by, and said."""
     for path in paths:
-        if path.is_dir():
-            inside = sorted(each for each in path.rglob("*") if each.suffix.lower() in FILES and each.is_file())
-            if not inside:
-                raise InputError(f"folder {str(path)!r} holds no files that end in {', '.join(FILES)}")
-            yield from inside
-        else:
-            yield path
+        inside = path.is_dir()
+        for file in files_in(path) if inside else [path]:
+            try:
+                source = backfill.recognise(file, **told)
+            except InputError as error:
+                if not inside:
+                    raise
+                talk().print(f"passed by: {error}", soft_wrap=True)
+                continue
+            if source.assumed:
+                talk().print(f"{file.name}: nothing tells its market, so spot is assumed; --market says another")
+            yield source
+
+
+def files_in(folder: Path) -> list[Path]:
+    """List the files of a folder, and of those in it, that may hold klines."""
+    found = sorted(each for each in folder.rglob("*") if each.suffix.lower() in FILES and each.is_file())
+    if not found:
+        raise InputError(f"folder {str(folder)!r} holds no files that end in {', '.join(FILES)}")
+    return found
 
 
 def load_one(  # noqa: PLR0913 - what the command was told
