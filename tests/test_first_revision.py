@@ -122,6 +122,34 @@ def test_two_schemas_do_not_know_of_each_other(connection: Connection) -> None:
     assert connection.scalar(text(f"SELECT \"{SCHEMA}\".make_kline_partition('1m', 2031)"))
 
 
+def test_an_owner_without_any_other_right_can_run_it(connection: Connection) -> None:
+    """A role that may use the schema and create in it, and nothing else; all that was made belongs to it."""
+    connection.execute(text("CREATE ROLE plain_owner"))
+    connection.execute(text(f'GRANT USAGE, CREATE ON SCHEMA "{SCHEMA}" TO plain_owner'))
+    connection.execute(text("SET LOCAL ROLE plain_owner"))
+    run(connection, SCHEMA, "upgrade")
+    owners = text(
+        f"SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relnamespace = '\"{SCHEMA}\"'::regnamespace UNION "
+        f"SELECT proowner::regrole::text FROM pg_proc WHERE pronamespace = '\"{SCHEMA}\"'::regnamespace"
+    )
+    assert ["plain_owner"] == connection.scalars(owners).all()
+    run(connection, SCHEMA, "downgrade")
+    assert EMPTY == catalog(connection, SCHEMA)
+
+
+def test_default_privileges_do_not_reach_partitions(connection: Connection) -> None:
+    """They cover klines itself, as they should; no part of it, of which no right may pass by the parent's."""
+    connection.execute(text(f'ALTER DEFAULT PRIVILEGES IN SCHEMA "{SCHEMA}" GRANT ALL ON TABLES TO PUBLIC'))
+    run(connection, SCHEMA, "upgrade")
+    open_to_all = text(
+        "SELECT relispartition, count(*) FROM pg_class WHERE relkind IN ('r', 'p') "
+        f"AND relnamespace = '\"{SCHEMA}\"'::regnamespace "
+        "AND EXISTS (SELECT FROM aclexplode(relacl) WHERE grantee = 0) GROUP BY relispartition"
+    )
+    assert [(False, 15)] == connection.execute(open_to_all).all()
+    assert 16 * 6 == len(catalog(connection, SCHEMA)["partitions"])
+
+
 def offline(step: str) -> str:
     """The SQL that `--sql` prints for a step."""
     out = io.StringIO()
