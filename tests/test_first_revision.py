@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
+from alembic.autogenerate import compare_metadata, render_python_code
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
+from alembic.operations.ops import CreateTableOp, UpgradeOps
 from sqlalchemy import BLANK_SCHEMA, URL, Connection, Engine, MetaData, create_engine, text
 from sqlalchemy.dialects import postgresql
 from tables import REVISIONS, SCHEMA, catalog, look_into, revision, run
@@ -86,6 +87,13 @@ def test_a_disagreement_is_found(connection: Connection, change: Callable[[MetaD
     assert 1 == len(differences(connection, target))
 
 
+def test_a_revision_that_alembic_writes_forgets_no_check() -> None:
+    """The CHECKs of choices stand at the table, where Alembic finds them for the next revision."""
+    written = render_python_code(UpgradeOps([CreateTableOp.from_table(plain().tables["grid_levels"])]))
+    for name in ("side", "state", "price_is_positive", "level_is_not_negative"):
+        assert f"ck_grid_levels_{name}" in written
+
+
 def test_the_models_make_the_same_tables(connection: Connection) -> None:
     """Also what Alembic does not compare: CHECKs, names, order of columns, partition keys, fill factors, predicates."""
     run(connection, SCHEMA, "upgrade")
@@ -129,8 +137,8 @@ def test_an_owner_without_any_other_right_can_run_it(connection: Connection) -> 
     connection.execute(text("SET LOCAL ROLE plain_owner"))
     run(connection, SCHEMA, "upgrade")
     owners = text(
-        f"SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relnamespace = '\"{SCHEMA}\"'::regnamespace UNION "
-        f"SELECT proowner::regrole::text FROM pg_proc WHERE pronamespace = '\"{SCHEMA}\"'::regnamespace"
+        f"SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relnamespace = '\"{SCHEMA}\"'::regnamespace "
+        f"UNION SELECT proowner::regrole::text FROM pg_proc WHERE pronamespace = '\"{SCHEMA}\"'::regnamespace"
     )
     assert ["plain_owner"] == connection.scalars(owners).all()
     run(connection, SCHEMA, "downgrade")

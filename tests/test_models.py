@@ -91,12 +91,6 @@ def session(connection: Connection) -> Iterator[Session]:
         yield session
 
 
-def constraints(table: str) -> list[Constraint]:
-    """All constraints of a table, those of its columns included."""
-    of_columns = [each for column in TABLES[table].columns for each in column.constraints]
-    return [*TABLES[table].constraints, *of_columns]
-
-
 def name_of(constraint: Constraint) -> str:
     """The name that a constraint has in the database."""
     return str(postgresql.dialect().identifier_preparer.format_constraint(constraint))
@@ -252,14 +246,14 @@ def test_every_constraint_is_tried() -> None:
     tried = {name for name, _ in REFUSED + TWICE}
     kinds = (CheckConstraint, UniqueConstraint, ForeignKeyConstraint, PrimaryKeyConstraint)
     generated = {f"pk_{table.name}" for table in TABLES.values() if any(column.identity for column in table.columns)}
-    named = {name_of(each) for table in TABLES for each in constraints(table) if isinstance(each, kinds)}
+    named = {name_of(each) for table in TABLES.values() for each in table.constraints if isinstance(each, kinds)}
     assert tried == named - generated
 
 
 def test_names_fit_and_say_what_is_held() -> None:
     """Every constraint and index has a name that PostgreSQL does not cut, beginning with its kind and its table."""
     for table in TABLES.values():
-        for each in [*constraints(table.name), *table.indexes]:
+        for each in [*table.constraints, *table.indexes]:
             name = name_of(each) if not hasattr(each, "expressions") else str(each.name)
             assert len(name.encode()) <= 63
             assert name.split("_", 1)[1].startswith(table.name)
