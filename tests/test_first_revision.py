@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
+from alembic.autogenerate import compare_metadata, render_python_code
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
+from alembic.operations.ops import CreateTableOp, UpgradeOps
 from sqlalchemy import BLANK_SCHEMA, URL, Connection, Engine, MetaData, create_engine, text
 from sqlalchemy.dialects import postgresql
 from tables import REVISIONS, SCHEMA, catalog, look_into, revision, run
@@ -86,6 +87,13 @@ def test_a_disagreement_is_found(connection: Connection, change: Callable[[MetaD
     assert 1 == len(differences(connection, target))
 
 
+def test_a_revision_that_alembic_writes_forgets_no_check() -> None:
+    """The CHECKs of choices stand at the table, where Alembic finds them for the next revision."""
+    written = render_python_code(UpgradeOps([CreateTableOp.from_table(plain().tables["grid_levels"])]))
+    for name in ("side", "state", "price_is_positive", "level_is_not_negative"):
+        assert f"ck_grid_levels_{name}" in written
+
+
 def test_the_models_make_the_same_tables(connection: Connection) -> None:
     """Also what Alembic does not compare: CHECKs, names, order of columns, partition keys, fill factors, predicates."""
     run(connection, SCHEMA, "upgrade")
@@ -120,6 +128,34 @@ def test_two_schemas_do_not_know_of_each_other(connection: Connection) -> None:
     assert EMPTY == catalog(connection, "public")
     connection.execute(text("RESET search_path"))
     assert connection.scalar(text(f"SELECT \"{SCHEMA}\".make_kline_partition('1m', 2031)"))
+
+
+def test_an_owner_without_any_other_right_can_run_it(connection: Connection) -> None:
+    """A role that may use the schema and create in it, and nothing else; all that was made belongs to it."""
+    connection.execute(text("CREATE ROLE plain_owner"))
+    connection.execute(text(f'GRANT USAGE, CREATE ON SCHEMA "{SCHEMA}" TO plain_owner'))
+    connection.execute(text("SET LOCAL ROLE plain_owner"))
+    run(connection, SCHEMA, "upgrade")
+    owners = text(
+        f"SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relnamespace = '\"{SCHEMA}\"'::regnamespace "
+        f"UNION SELECT proowner::regrole::text FROM pg_proc WHERE pronamespace = '\"{SCHEMA}\"'::regnamespace"
+    )
+    assert ["plain_owner"] == connection.scalars(owners).all()
+    run(connection, SCHEMA, "downgrade")
+    assert EMPTY == catalog(connection, SCHEMA)
+
+
+def test_default_privileges_do_not_reach_partitions(connection: Connection) -> None:
+    """They cover klines itself, as they should; no part of it, of which no right may pass by the parent's."""
+    connection.execute(text(f'ALTER DEFAULT PRIVILEGES IN SCHEMA "{SCHEMA}" GRANT ALL ON TABLES TO PUBLIC'))
+    run(connection, SCHEMA, "upgrade")
+    open_to_all = text(
+        "SELECT relispartition, count(*) FROM pg_class WHERE relkind IN ('r', 'p') "
+        f"AND relnamespace = '\"{SCHEMA}\"'::regnamespace "
+        "AND EXISTS (SELECT FROM aclexplode(relacl) WHERE grantee = 0) GROUP BY relispartition"
+    )
+    assert [(False, 15)] == connection.execute(open_to_all).all()
+    assert 16 * 6 == len(catalog(connection, SCHEMA)["partitions"])
 
 
 def offline(step: str) -> str:
