@@ -73,9 +73,7 @@ def distinct_times(path: Path) -> list[datetime]:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_official_layouts(loaded, held, symbol, tmp_path, header, unit, zipped) -> None:
     """A month of candles arrives whole with and without header, in ms and us, plain and zipped."""
-    made = make_klines.make_file(
-        tmp_path, symbol, "1h", start=JANUARY, header=header, unit=unit, zipped=zipped
-    )
+    made = make_klines.make_file(tmp_path, symbol, "1h", start=JANUARY, header=header, unit=unit, zipped=zipped)
     report = loaded(made.path)
     assert (744, 744, 0, 0, 0) == (report.rows, report.inserted, report.changed, report.rejected, report.missing)
     assert [(JANUARY + timedelta(hours=hour),) for hour in range(744)] == held(symbol)
@@ -87,13 +85,22 @@ def test_values_are_exact(loaded, held, symbol, tmp_path) -> None:
     loaded(made.path)
     columns = "open, high, low, close, volume, quote_volume, trades, taker_buy_volume, taker_buy_quote_volume"
     rows = [line.split(",") for line in made.path.read_text().split()]
-    assert [tuple(Decimal(row[place]) for place in (1, 2, 3, 4, 5, 7, 8, 9, 10)) for row in rows] == held(symbol, columns)
+    assert [tuple(Decimal(row[place]) for place in (1, 2, 3, 4, 5, 7, 8, 9, 10)) for row in rows] == held(
+        symbol, columns
+    )
 
 
 def test_ccxt_json(loaded, held, symbol, tmp_path) -> None:
     """Candles as ccxt returns them arrive with their digits as written; what they do not have is NULL."""
     made = make_klines.make_file(
-        tmp_path, symbol, "1m", start=JANUARY, rows=300, layout="ccxt", name=f"{symbol[:-4]}_USDT-1m.json", defects=("gap",)
+        tmp_path,
+        symbol,
+        "1m",
+        start=JANUARY,
+        rows=300,
+        layout="ccxt",
+        name=f"{symbol[:-4]}_USDT-1m.json",
+        defects=("gap",),
     )
     report = loaded(made.path)
     assert (295, 5) == (report.inserted, report.missing)
@@ -144,7 +151,9 @@ def test_the_same_again_writes_nothing(loaded, owner, symbol, tmp_path) -> None:
     made = make_klines.make_file(tmp_path, symbol, "1m", start=JANUARY, rows=20_000)
     loaded(made.path)
     size = text("SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('helios_trading.klines')")
-    versions = text("SELECT md5(string_agg(xmin::text || ctid::text, '' ORDER BY open_time)) FROM helios_trading.klines")
+    versions = text(
+        "SELECT md5(string_agg(xmin::text || ctid::text, '' ORDER BY open_time)) FROM helios_trading.klines"
+    )
     with owner.connect() as connection:
         before = (connection.scalar(size), connection.scalar(versions))
     report = loaded(made.path, again=True)
@@ -170,8 +179,11 @@ def test_a_replaced_file_changes_only_what_differs(loaded, owner, held, symbol, 
     assert Decimal("777.5") == held(symbol, "volume")[40][0]
     with owner.connect() as connection:
         files = connection.execute(
-            text("SELECT f.name, sha256, rows FROM helios_trading.kline_files AS f JOIN helios_trading.instruments AS i "
-                 "ON i.id = instrument_id WHERE symbol = :symbol"), {"symbol": symbol}
+            text(
+                "SELECT f.name, sha256, rows FROM helios_trading.kline_files AS f JOIN helios_trading.instruments AS i "
+                "ON i.id = instrument_id WHERE symbol = :symbol"
+            ),
+            {"symbol": symbol},
         ).all()
     assert [(made.path.name, hashlib.sha256(made.path.read_bytes()).hexdigest(), 100)] == [tuple(row) for row in files]
 
@@ -182,10 +194,16 @@ def test_years_are_made_on_demand(loaded, owner, symbol, tmp_path) -> None:
     made = make_klines.make_file(tmp_path, symbol, "1h", start=start, rows=24, name=f"{symbol}-1h-2019-12.csv")
     assert 24 == loaded(made.path).inserted
     with owner.connect() as connection:
-        assert 12 == connection.execute(
-            text("SELECT count(*) FROM helios_trading.klines_1h_2020 AS k JOIN helios_trading.instruments AS i "
-                 "ON i.id = instrument_id WHERE symbol = :symbol"), {"symbol": symbol}
-        ).scalar()
+        assert (
+            12
+            == connection.execute(
+                text(
+                    "SELECT count(*) FROM helios_trading.klines_1h_2020 AS k JOIN helios_trading.instruments AS i "
+                    "ON i.id = instrument_id WHERE symbol = :symbol"
+                ),
+                {"symbol": symbol},
+            ).scalar()
+        )
 
 
 def test_a_connection_of_the_caller(writer, held, symbol, tmp_path) -> None:
@@ -252,8 +270,11 @@ def test_a_feed_beside_the_load(writer, held, symbol, tmp_path) -> None:
         written.append(True)
         with writer.begin() as other:
             number = other.execute(
-                text("INSERT INTO helios_trading.instruments (exchange, market, symbol) "
-                     "VALUES ('binance', 'spot', 'X' || :symbol) RETURNING id"), {"symbol": symbol}
+                text(
+                    "INSERT INTO helios_trading.instruments (exchange, market, symbol) "
+                    "VALUES ('binance', 'spot', 'X' || :symbol) RETURNING id"
+                ),
+                {"symbol": symbol},
             ).scalar()
             assert number
 
@@ -261,7 +282,11 @@ def test_a_feed_beside_the_load(writer, held, symbol, tmp_path) -> None:
     assert 5000 == len(held(symbol))
 
 
-@pytest.mark.parametrize("path", REAL or [pytest.param(None, marks=pytest.mark.skip("no ../shared/data here; generated files prove the same"))], ids=lambda path: path.name if path else "none")
+@pytest.mark.parametrize(
+    "path",
+    REAL or [pytest.param(None, marks=pytest.mark.skip("no ../shared/data here; generated files prove the same"))],
+    ids=lambda path: path.name if path else "none",
+)
 def test_real_files(loaded, held, path) -> None:
     """Real files of the archive and of ccxt arrive with exactly their distinct opening times."""
     report = loaded(path, again=True)

@@ -105,7 +105,7 @@ def test_options_of_the_environment_are_carried_along(database, monkeypatch):
 
 
 def test_tls_settings_reach_the_driver():
-    """sslmode and sslrootcert are handed to libpq; the URL's own win."""
+    """Both sslmode and sslrootcert are handed to libpq; the URL's own win."""
     settings = Settings.from_environment({"DATABASE_SSLMODE": "verify-full", "DATABASE_SSLROOTCERT": "/ca.pem"})
     plain, own = URL.create("postgresql", host="h"), URL.create("postgresql", host="h", query={"sslmode": "require"})
     assert ("verify-full", "/ca.pem") == tuple(
@@ -117,14 +117,14 @@ def test_tls_settings_reach_the_driver():
 def test_an_unreachable_server_is_one_sentence():
     """The sentence names the server and the setting, not the password."""
     settings = Settings.from_environment({"DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/d"})
-    with pytest.raises(UnreachableError, match="127.0.0.1:1/d.*check DATABASE_URL") as caught:
+    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:1/d.*check DATABASE_URL") as caught:
         with db.connect(db.create_engine(settings)):
             pass
     assert "s3cret" not in str(caught.value)
     assert "s3cret" not in repr(db.create_engine(settings))
 
 
-def test_a_slow_server_is_given_up_on(settings):
+def test_a_slow_server_is_given_up_on():
     """DATABASE_CONNECT_TIMEOUT is handed to the driver."""
     assert (
         3
@@ -162,7 +162,8 @@ def test_tables_that_are_not_there_are_one_sentence(database, monkeypatch):
         connection.execute(select(Account.id))
 
 
-def test_a_missing_right_is_one_sentence(settings, database, monkeypatch):
+@pytest.mark.usefixtures("settings")
+def test_a_missing_right_is_one_sentence(database, monkeypatch):
     """A login that is in no role is told so."""
     outsider = login(database, "outsider")
     use(monkeypatch, outsider)
