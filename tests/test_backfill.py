@@ -1,25 +1,25 @@
-"""Loading files of klines: what ends up in the tables, for whole files, repeated ones, replaced ones and killed loads."""
+"""Loading files of klines: what ends up in the tables, for whole files, repeated and replaced ones, killed loads."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import make_klines
-import psycopg2
 import pytest
 from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
 from helios.backfill import Mode, Report, Stage, load, recognise
-from helios.errors import HeliosError, InputError
+from helios.errors import HeliosError
 
 JANUARY = datetime(2025, 1, 1, tzinfo=UTC)
 REAL = sorted(
@@ -47,7 +47,8 @@ def held(owner: Engine) -> Callable[..., list[tuple[object, ...]]]:
 
     def read(symbol: str, columns: str = "open_time") -> list[tuple[object, ...]]:
         statement = f"""
-            SELECT {columns} FROM helios_trading.klines AS k JOIN helios_trading.instruments AS i ON i.id = instrument_id
+            SELECT {columns} FROM helios_trading.klines AS k
+            JOIN helios_trading.instruments AS i ON i.id = instrument_id
             WHERE symbol = :symbol ORDER BY open_time
         """
         with owner.connect() as connection:
@@ -59,8 +60,6 @@ def held(owner: Engine) -> Callable[..., list[tuple[object, ...]]]:
 def distinct_times(path: Path) -> list[datetime]:
     """Read the distinct opening times of a plain file, in another way than the loader does."""
     if path.suffix == ".json":
-        import json
-
         written = {row[0] for row in json.loads(path.read_text())}
     else:
         written = {int(line.split(",")[0]) for line in path.read_text().split() if line[:1].isdigit()}
@@ -71,11 +70,9 @@ def distinct_times(path: Path) -> list[datetime]:
 @pytest.mark.parametrize("header", [True, False])
 @pytest.mark.parametrize("unit", ["ms", "us"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_official_layouts(loaded, held, symbol, tmp_path, header, unit, zipped) -> None:
+def test_official_layouts(loaded, held, symbol, tmp_path, *, header, unit, zipped) -> None:
     """A month of candles arrives whole with and without header, in ms and us, plain and zipped."""
-    made = make_klines.make_file(
-        tmp_path, symbol, "1h", start=JANUARY, header=header, unit=unit, zipped=zipped
-    )
+    made = make_klines.make_file(tmp_path, symbol, "1h", start=JANUARY, header=header, unit=unit, zipped=zipped)
     report = loaded(made.path)
     assert (744, 744, 0, 0, 0) == (report.rows, report.inserted, report.changed, report.rejected, report.missing)
     assert [(JANUARY + timedelta(hours=hour),) for hour in range(744)] == held(symbol)
@@ -87,13 +84,22 @@ def test_values_are_exact(loaded, held, symbol, tmp_path) -> None:
     loaded(made.path)
     columns = "open, high, low, close, volume, quote_volume, trades, taker_buy_volume, taker_buy_quote_volume"
     rows = [line.split(",") for line in made.path.read_text().split()]
-    assert [tuple(Decimal(row[place]) for place in (1, 2, 3, 4, 5, 7, 8, 9, 10)) for row in rows] == held(symbol, columns)
+    assert [tuple(Decimal(row[place]) for place in (1, 2, 3, 4, 5, 7, 8, 9, 10)) for row in rows] == held(
+        symbol, columns
+    )
 
 
 def test_ccxt_json(loaded, held, symbol, tmp_path) -> None:
     """Candles as ccxt returns them arrive with their digits as written; what they do not have is NULL."""
     made = make_klines.make_file(
-        tmp_path, symbol, "1m", start=JANUARY, rows=300, layout="ccxt", name=f"{symbol[:-4]}_USDT-1m.json", defects=("gap",)
+        tmp_path,
+        symbol,
+        "1m",
+        start=JANUARY,
+        rows=300,
+        layout="ccxt",
+        name=f"{symbol[:-4]}_USDT-1m.json",
+        defects=("gap",),
     )
     report = loaded(made.path)
     assert (295, 5) == (report.inserted, report.missing)
@@ -144,7 +150,9 @@ def test_the_same_again_writes_nothing(loaded, owner, symbol, tmp_path) -> None:
     made = make_klines.make_file(tmp_path, symbol, "1m", start=JANUARY, rows=20_000)
     loaded(made.path)
     size = text("SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('helios_trading.klines')")
-    versions = text("SELECT md5(string_agg(xmin::text || ctid::text, '' ORDER BY open_time)) FROM helios_trading.klines")
+    versions = text(
+        "SELECT md5(string_agg(xmin::text || ctid::text, '' ORDER BY open_time)) FROM helios_trading.klines"
+    )
     with owner.connect() as connection:
         before = (connection.scalar(size), connection.scalar(versions))
     report = loaded(made.path, again=True)
@@ -170,8 +178,11 @@ def test_a_replaced_file_changes_only_what_differs(loaded, owner, held, symbol, 
     assert Decimal("777.5") == held(symbol, "volume")[40][0]
     with owner.connect() as connection:
         files = connection.execute(
-            text("SELECT f.name, sha256, rows FROM helios_trading.kline_files AS f JOIN helios_trading.instruments AS i "
-                 "ON i.id = instrument_id WHERE symbol = :symbol"), {"symbol": symbol}
+            text(
+                "SELECT f.name, sha256, rows FROM helios_trading.kline_files AS f JOIN helios_trading.instruments AS i "
+                "ON i.id = instrument_id WHERE symbol = :symbol"
+            ),
+            {"symbol": symbol},
         ).all()
     assert [(made.path.name, hashlib.sha256(made.path.read_bytes()).hexdigest(), 100)] == [tuple(row) for row in files]
 
@@ -182,10 +193,16 @@ def test_years_are_made_on_demand(loaded, owner, symbol, tmp_path) -> None:
     made = make_klines.make_file(tmp_path, symbol, "1h", start=start, rows=24, name=f"{symbol}-1h-2019-12.csv")
     assert 24 == loaded(made.path).inserted
     with owner.connect() as connection:
-        assert 12 == connection.execute(
-            text("SELECT count(*) FROM helios_trading.klines_1h_2020 AS k JOIN helios_trading.instruments AS i "
-                 "ON i.id = instrument_id WHERE symbol = :symbol"), {"symbol": symbol}
-        ).scalar()
+        assert (
+            12
+            == connection.execute(
+                text(
+                    "SELECT count(*) FROM helios_trading.klines_1h_2020 AS k JOIN helios_trading.instruments AS i "
+                    "ON i.id = instrument_id WHERE symbol = :symbol"
+                ),
+                {"symbol": symbol},
+            ).scalar()
+        )
 
 
 def test_a_connection_of_the_caller(writer, held, symbol, tmp_path) -> None:
@@ -243,25 +260,47 @@ def test_two_loads_of_one_series_at_once(writer, held, symbol, tmp_path) -> None
 
 def test_a_feed_beside_the_load(writer, held, symbol, tmp_path) -> None:
     """A candle that another session commits while the copy runs is compared, not stumbled over."""
+    other = make_klines.make_file(tmp_path, symbol, "1h", start=JANUARY, rows=24)
+    load(writer, recognise(other.path))
     made = make_klines.make_file(tmp_path, symbol, "1m", start=JANUARY, rows=5000)
+    fed = text("""
+        INSERT INTO helios_trading.klines (instrument_id, interval, open_time, open, high, low, close, volume)
+        SELECT id, '1m', '2025-01-02 00:00+00', 1, 2, 0.5, 1, 10 FROM helios_trading.instruments WHERE symbol = :symbol
+    """)
     written = []
 
     def feed(_: object) -> None:
-        if written:
-            return
-        written.append(True)
-        with writer.begin() as other:
-            number = other.execute(
-                text("INSERT INTO helios_trading.instruments (exchange, market, symbol) "
-                     "VALUES ('binance', 'spot', 'X' || :symbol) RETURNING id"), {"symbol": symbol}
-            ).scalar()
-            assert number
+        if not written:
+            written.append(True)
+            with writer.begin() as session:
+                assert 1 == session.execute(fed, {"symbol": symbol}).rowcount
 
-    load(writer, recognise(made.path), progress=feed)
-    assert 5000 == len(held(symbol))
+    report = load(writer, recognise(made.path), progress=feed)
+    assert (Mode.COMPARED, 4999, 1) == (report.mode, report.inserted, report.changed)
+    assert 5024 == len(held(symbol))
 
 
-@pytest.mark.parametrize("path", REAL or [pytest.param(None, marks=pytest.mark.skip("no ../shared/data here; generated files prove the same"))], ids=lambda path: path.name if path else "none")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the children of a process are told by /proc alone")
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_reading_that_writes_nothing_ends_with_its_loader(writer, symbol, tmp_path, end) -> None:
+    """A child that only looks meets no broken pipe; it ends all the same when the loader is killed or interrupted."""
+    path = tmp_path / f"{symbol}-1m.csv"
+    make_klines.append_rows(path, symbol, "1m", datetime(2013, 1, 1, tzinfo=UTC), 200_000)
+    process = start_load(writer.url, path)
+    process.stdout.readline()
+    (reader,) = children_of(process.pid)
+    process.send_signal(end)
+    process.wait()
+    process.stdout.close()
+    assert process.returncode
+    wait_gone(reader)
+
+
+@pytest.mark.parametrize(
+    "path",
+    REAL or [pytest.param(None, marks=pytest.mark.skip("no ../shared/data here; generated files prove the same"))],
+    ids=lambda path: path.name if path else "none",
+)
 def test_real_files(loaded, held, path) -> None:
     """Real files of the archive and of ccxt arrive with exactly their distinct opening times."""
     report = loaded(path, again=True)
@@ -366,5 +405,5 @@ def test_memory_stays_bounded(loaded, symbol, tmp_path) -> None:
 def test_unreachable_rights_are_told(database: URL, symbol, tmp_path) -> None:
     """A database without the tables is told in one sentence."""
     made = make_klines.make_file(tmp_path, symbol, "1h", start=JANUARY, rows=50)
-    with pytest.raises(HeliosError, match="was not loaded: .*does not exist"):
+    with pytest.raises(HeliosError, match=r"was not loaded: .*does not exist"):
         load(create_engine(database, poolclass=NullPool), recognise(made.path))

@@ -1,10 +1,9 @@
-"""Loading files with the archive's defects: what is taken, what is rejected with its line, and what refuses the file."""
+"""Loading files with the archive's defects: what is taken, what is rejected with its line, what refuses the file."""
 
 import csv
 import time
 import uuid
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -59,11 +58,18 @@ class Bench:
 
     def held(self, columns: str = "open_time") -> list[tuple[object, ...]]:
         """Read columns of what arrived, oldest first."""
-        return self.query(f"SELECT {columns} FROM helios_trading.klines AS k JOIN helios_trading.instruments AS i ON i.id = instrument_id WHERE symbol = :symbol ORDER BY open_time")
+        return self.query(
+            f"SELECT {columns} FROM helios_trading.klines AS k JOIN helios_trading.instruments AS i ON i.id = instrument_id "
+            "WHERE symbol = :symbol ORDER BY open_time"
+        )
 
     def quality(self) -> list[tuple[object, ...]]:
         """Read the measurements of the loads."""
-        return self.query("SELECT rows_expected, rows_found, rows_rejected, completeness, alert_level, reasons FROM helios_trading.data_quality_metrics AS q JOIN helios_trading.instruments AS i ON i.id = instrument_id WHERE symbol = :symbol ORDER BY q.id")
+        return self.query(
+            "SELECT rows_expected, rows_found, rows_rejected, completeness, alert_level, reasons "
+            "FROM helios_trading.data_quality_metrics AS q JOIN helios_trading.instruments AS i ON i.id = instrument_id "
+            "WHERE symbol = :symbol ORDER BY q.id"
+        )
 
     def query(self, statement: str) -> list[tuple[object, ...]]:
         """Read with the symbol bound."""
@@ -321,12 +327,17 @@ def test_exponents_in_json_are_exact(bench: Bench) -> None:
     """Small prices that Python writes with an exponent are the numbers they say."""
     path = bench.write("[[1735689600000, 1e-07, 2.5e-07, 1e-07, 2e-07, 1234567890123456.12345678]]", "{}-1m.json")
     assert 1 == bench.load(path).inserted
-    assert (Decimal("1E-7"), Decimal("2.5E-7"), Decimal("1234567890123456.12345678")) == bench.held("open, high, volume")[0]
+    assert (Decimal("1E-7"), Decimal("2.5E-7"), Decimal("1234567890123456.12345678")) == bench.held(
+        "open, high, volume"
+    )[0]
 
 
 def test_rest_answers_are_read(bench: Bench) -> None:
     """The exchange's own JSON, twelve columns with numbers in quotes, is the official layout."""
-    rows = ", ".join("[" + ", ".join([row[0], *(f'"{each}"' for each in row[1:6]), row[6], f'"{row[7]}"', *row[8:]]) + "]" for row in bench.rows(30))
+    rows = ", ".join(
+        "[" + ", ".join([row[0], *(f'"{each}"' for each in row[1:6]), row[6], f'"{row[7]}"', *row[8:]]) + "]"
+        for row in bench.rows(30)
+    )
     assert 30 == bench.load(bench.write(f"[\n{rows}\n]\n", "{}-1m.json")).inserted
     assert bench.held("trades")[0][0] is not None
 
@@ -382,7 +393,7 @@ def test_rubbish_in_the_middle_costs_its_lines(bench: Bench) -> None:
     """Bytes that are no text cost the lines they stand in, and are shown escaped."""
     lines = make_klines.official(bench.rows(), header=False, crlf=False).encode().splitlines(keepends=True)
     lines[50:50] = [b"\x00\x01\xff,\xab\n"]
-    report = bench.load(bench.write(b"".join(lines * 1)))
+    report = bench.load(bench.write(b"".join(lines)))
     assert (100, 1) == (report.inserted, report.rejected)
     assert report.rejects is not None
     assert b"\\x00" in report.rejects.read_bytes()
@@ -481,7 +492,14 @@ def test_reasons_are_stored_as_sentences(bench: Bench) -> None:
     truncated=st.booleans(),
 )
 def test_any_mixture_of_defects(
-    bench: Bench, defects: list[str], seed: int, unit: str, rows: int, crlf: bool, truncated: bool  # noqa: FBT001 - hypothesis draws them by name
+    bench: Bench,
+    *,
+    defects: list[str],
+    seed: int,
+    unit: str,
+    rows: int,
+    crlf: bool,
+    truncated: bool,
 ) -> None:
     """Whatever the mixture, the numbers are exact and the distinct good times are what the table holds."""
     bench.symbol = f"P{uuid.uuid4().hex[:10].upper()}USDT"

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from io import FileIO
 from typing import Any, BinaryIO
 
 from .candle import OFFICIAL, PLAIN
@@ -66,7 +67,7 @@ def writer(out: BinaryIO) -> Callable[[bytes], None]:
     return write
 
 
-def transformed(job: dict[str, Any], file: BinaryIO, write: Callable[[bytes], None]) -> dict[str, Any]:
+def transformed(job: dict[str, Any], file: FileIO, write: Callable[[bytes], None]) -> dict[str, Any]:
     """Read the whole file, and say what it held; the COPY text is written unless the job is only to look."""
     step = job["step"]
     findings = Findings(Grid(step, job["anchor"]), sys.stderr)
@@ -108,7 +109,7 @@ def rubbish(lines: list[bytes]) -> bool:
     return not any(line[:1].isdigit() and b"," in line for line in lines)
 
 
-def checksum(file: BinaryIO) -> str:
+def checksum(file: FileIO) -> str:
     """Take the SHA-256 of the file as it lies on disk."""
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()
