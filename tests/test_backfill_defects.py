@@ -59,16 +59,16 @@ class Bench:
     def held(self, columns: str = "open_time") -> list[tuple[object, ...]]:
         """Read columns of what arrived, oldest first."""
         return self.query(
-            f"SELECT {columns} FROM helios_trading.klines AS k JOIN helios_trading.instruments AS i ON i.id = instrument_id "
-            "WHERE symbol = :symbol ORDER BY open_time"
+            f"SELECT {columns} FROM helios_trading.klines AS k "
+            "JOIN helios_trading.instruments AS i ON i.id = instrument_id WHERE symbol = :symbol ORDER BY open_time"
         )
 
     def quality(self) -> list[tuple[object, ...]]:
         """Read the measurements of the loads."""
         return self.query(
             "SELECT rows_expected, rows_found, rows_rejected, completeness, alert_level, reasons "
-            "FROM helios_trading.data_quality_metrics AS q JOIN helios_trading.instruments AS i ON i.id = instrument_id "
-            "WHERE symbol = :symbol ORDER BY q.id"
+            "FROM helios_trading.data_quality_metrics AS q "
+            "JOIN helios_trading.instruments AS i ON i.id = instrument_id WHERE symbol = :symbol ORDER BY q.id"
         )
 
     def query(self, statement: str) -> list[tuple[object, ...]]:
@@ -441,7 +441,7 @@ def test_strict_takes_a_good_file(bench: Bench) -> None:
 
 
 def test_a_bad_first_or_last_row_does_not_mislead(bench: Bench) -> None:
-    """Wrong times at a file's ends, by which its range is guessed, cost their rows and no partition is made for them."""
+    """Wrong times at a file's ends, by which its range is guessed, cost their rows alone; no partition is made."""
     rows = bench.rows(300)
     rows[0][0], rows[-1][0] = "1009843200000", "1009843260000"
     rows[5][0] = "4102444800000"

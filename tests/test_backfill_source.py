@@ -84,7 +84,11 @@ def test_no_period(tmp_path, name) -> None:
         ("BTCUSDT-aggTrades-2024-12.zip", {}, "does not tell its symbol"),
         ("BTCUSDT-7m-2024-12.zip", {}, "'7m' is not an interval: choose --interval from 1s, 1m"),
         ("BTCUSDT-1m-2024-12.zip", {"interval": "60"}, "'60' is not an interval"),
-        ("BTCUSDT-1m-2024-12.zip", {"market": "futures"}, "--market 'futures' is not a market: choose spot, um, cm"),
+        (
+            "BTCUSDT-1m-2024-12.zip",
+            {"market": "futures"},
+            "'futures' is not a market: choose --market from spot, um, cm",
+        ),
         ("um/markPriceKlines/BTCUSDT-1m-2024-12.zip", {}, "lies in a folder markpriceklines"),
         ("BTC_USDT_USDT-8h-funding_rate.json", {}, "holds funding_rate by its name"),
     ],
