@@ -133,9 +133,10 @@ def test_every_kind_of_interval(loaded, held, symbol, tmp_path, interval) -> Non
     assert distinct_times(made.path) == [row[0] for row in held(symbol)]
 
 
-def test_unchanged_file_costs_its_checksum(loaded, owner, symbol, tmp_path) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_unchanged_file_costs_its_checksum(loaded, owner, symbol, tmp_path, *, zipped) -> None:
     """The same file again is known by its checksum, and nothing is written."""
-    made = make_klines.make_file(tmp_path, symbol, "1h", start=JANUARY, rows=50)
+    made = make_klines.make_file(tmp_path, symbol, "1h", start=JANUARY, rows=50, zipped=zipped)
     loaded(made.path)
     with owner.connect() as connection:
         before = connection.execute(text("SELECT count(*) FROM helios_trading.data_quality_metrics")).scalar()
@@ -285,7 +286,8 @@ def test_a_feed_beside_the_load(writer, held, symbol, tmp_path) -> None:
 def test_a_reading_that_writes_nothing_ends_with_its_loader(writer, symbol, tmp_path, end) -> None:
     """A child that only looks meets no broken pipe; it ends all the same when the loader is killed or interrupted."""
     path = tmp_path / f"{symbol}-1m.csv"
-    make_klines.append_rows(path, symbol, "1m", datetime(2013, 1, 1, tzinfo=UTC), 200_000)
+    make_klines.append_rows(path, symbol, "1m", datetime(2013, 1, 1, tzinfo=UTC), 60_000)
+    path.write_text(path.read_text().replace(",", ", "))  # blanks have each row looked at closely, which takes its time
     process = start_load(writer.url, path)
     process.stdout.readline()
     (reader,) = children_of(process.pid)
@@ -382,10 +384,10 @@ def wait_idle(owner: Engine, login: str | None) -> None:
 
 
 def test_memory_stays_bounded(loaded, symbol, tmp_path) -> None:
-    """A file of forty megabytes is read by a child that takes far less."""
-    rows = 300_000
+    """A file of twenty megabytes is read by a child that never holds more than some blocks of it."""
+    rows = 140_000
     path = tmp_path / f"{symbol}-1m.csv"
-    make_klines.append_rows(path, symbol, "1m", JANUARY - timedelta(days=300), rows)
+    make_klines.append_rows(path, symbol, "1m", JANUARY - timedelta(days=150), rows)
     program = """
         import json, resource, subprocess, sys
         from helios.backfill.loading import Load
@@ -397,8 +399,8 @@ def test_memory_stays_bounded(loaded, symbol, tmp_path) -> None:
     """
     command = [sys.executable, "-c", textwrap.dedent(program), str(path)]
     told = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.split()
-    assert 40_000_000 < path.stat().st_size
-    assert int(told[1]) < 60_000  # kilobytes
+    assert 20_000_000 < path.stat().st_size
+    assert int(told[1]) < 65_000  # kilobytes; what forked it, with SQLAlchemy, counts as well
     assert rows == loaded(path).inserted
 
 

@@ -440,15 +440,24 @@ def test_strict_takes_a_good_file(bench: Bench) -> None:
     assert made.good == bench.load(made.path, strict=True).inserted
 
 
-def test_a_bad_first_or_last_row_does_not_mislead(bench: Bench) -> None:
-    """Wrong times at a file's ends, by which its range is guessed, cost their rows alone; no partition is made."""
+def test_ends_that_mislead(bench: Bench) -> None:
+    """The ends of a file, by which its range is guessed, may be far from the rest: every row is judged by itself."""
     rows = bench.rows(300)
-    rows[0][0], rows[-1][0] = "1009843200000", "1009843260000"
-    rows[5][0] = "4102444800000"
+    rows[0][0], rows[-1][0] = "1009843260000", "4102444800000"
     report = bench.load(bench.write(rows))
-    assert 297 <= report.inserted
-    years = bench.query("SELECT count(*) FROM pg_class WHERE relname = 'klines_1m_2100' AND :symbol <> ''")
-    assert [(0,)] == years
+    assert (299, 1) == (report.inserted, report.rejected)
+    assert [datetime(2002, 1, 1, 0, 1, tzinfo=UTC)] == [at for (at,) in bench.held() if at < JANUARY]
+    assert [(0,)] == bench.query("SELECT count(*) FROM pg_class WHERE relname = 'klines_1m_2100' AND :symbol <> ''")
+
+
+def test_a_middle_that_the_ends_do_not_tell(bench: Bench) -> None:
+    """A candle outside the range between a file's first and last row is loaded all the same."""
+    rows = bench.rows(300)
+    rows[150][0] = str(int(rows[150][0]) - 86_400_000 * 400)
+    rows[150][CLOSE_TIME] = str(int(rows[150][0]) + 59_999)
+    report = bench.load(bench.write(rows))
+    assert (300, Mode.DIRECT) == (report.inserted, report.mode)
+    assert datetime(2023, 11, 28, 2, 30, tzinfo=UTC) == bench.held()[0][0]
 
 
 def test_a_foreign_rejects_file_is_not_overwritten(bench: Bench) -> None:
