@@ -4,7 +4,6 @@ Example: python scripts/make_klines.py --symbol BTCUSDT --interval 1m --month 20
 """
 
 import argparse
-import io
 import json
 import random
 import zipfile
@@ -304,7 +303,9 @@ def write(path: Path, text: str) -> None:
         archive.writestr(inner, text)
 
 
-def append_rows(path: Path, symbol: str, interval: str, start: datetime, rows: int, *, market: str = "spot") -> None:
+def append_rows(  # noqa: PLR0913 - each is a property of the file
+    path: Path, symbol: str, interval: str, start: datetime, rows: int, *, market: str = "spot"
+) -> None:
     """Write a file of any length without holding it in memory."""
     with path.open("w", encoding="ascii") as file:
         stream = candles(symbol, interval, start, rows, market=market)

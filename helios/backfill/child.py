@@ -98,7 +98,9 @@ class Child:
         if "out_of_bounds" in told:
             raise OutOfBoundsError
         if status or "found" not in told:
-            raise HeliosError(f"{self.path} was not loaded: its reader ended with status {status}. {self._last_words()}")
+            raise HeliosError(
+                f"{self.path} was not loaded: its reader ended with status {status}. {self._last_words()}"
+            )
         self.told = told
 
     def _notes(self) -> Iterator[dict[str, Any]]:

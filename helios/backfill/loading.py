@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import psycopg2
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from helios import db
 from helios.backfill import tables
 from helios.backfill.bounds import Bounds, likely_bounds
 from helios.backfill.child import Child, OutOfBoundsError, now, reading
@@ -21,7 +22,7 @@ from helios.backfill.report import Mode, Progress, Report, Stage, write_rejects
 from helios.backfill.source import Source
 from helios.backfill.verdict import alert_level, completed, moment
 from helios.errors import HeliosError, InputError
-from helios.models import Interval, QualitySubject
+from helios.models import Interval, Kline, QualitySubject
 
 MONDAY = 4 * 86_400_000  # 1970-01-05, where weeks are counted from
 OFFICIAL = 12
@@ -29,7 +30,7 @@ OFFICIAL = 12
 Tell = Callable[[Progress], None]
 
 
-def load(
+def load(  # noqa: PLR0913 - options, by keyword alone
     bind: Engine | Connection,
     source: Source,
     *,
@@ -56,21 +57,15 @@ def load(
     """
     began = time.monotonic()
     try:
-        with source.path.open("rb") as file, connected(bind) as connection:
+        with FileIO(source.path) as file, connected(bind) as connection:
             work = Load(connection, source, file, strict=strict, rejects=rejects, progress=progress or (lambda _: None))
             report = (None if again else work.unchanged()) or work.read()
     except OSError as error:
         raise InputError(f"{source.path} cannot be read: {error.strerror}.") from error
-    except (psycopg2.Error, DBAPIError) as error:
-        raise HeliosError(f"{source.path} was not loaded: {first_line(error)}") from error
+    except DBAPIError as error:
+        raise HeliosError(f"{source.path} was not loaded: {tables.said(error.orig)}") from error
     report.seconds = time.monotonic() - began
     return report
-
-
-def first_line(error: psycopg2.Error | DBAPIError) -> str:
-    """Take what PostgreSQL said, without the statement."""
-    said = str(error.orig if isinstance(error, DBAPIError) else error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
 
 
 @contextmanager
@@ -79,7 +74,9 @@ def connected(bind: Engine | Connection) -> Iterator[Connection]:
     if isinstance(bind, Connection):
         yield bind
         return
-    with bind.connect() as connection:
+    with db.reaching(bind.url):
+        connection = bind.connect()
+    with connection:
         yield connection
 
 
@@ -98,7 +95,7 @@ class Load:
 
     connection: Connection
     source: Source
-    file: BinaryIO
+    file: FileIO
     strict: bool
     rejects: Path | None
     progress: Tell
@@ -142,7 +139,8 @@ class Load:
         if self.strict and found["rejected"]:
             line, reason = found["first_bad"]
             raise InputError(
-                f"{self.source.path} line {line} {reason}; {found['rejected']} rows are bad, and with --strict nothing is loaded."
+                f"{self.source.path} line {line} {reason}; {found['rejected']} rows are bad, "
+                "and with --strict nothing is loaded."
             )
         first, last = found["first"], found["last"]
         return Bounds(first, last, found["years"], official=child.told["width"] == OFFICIAL)
@@ -153,7 +151,7 @@ class Load:
             return tables.missing_partitions(self.connection, self.source, years)
 
     def make_partitions(self, years: list[int]) -> None:
-        """Make what is missing in a transaction before the load, whose length would hold up others that need the same."""
+        """Make what is missing in a transaction of its own: others that need the same do not wait for the load."""
         for year in self.partitions_missing(years):
             with transaction(self.connection):
                 tables.make_partition(self.connection, self.source, year)
@@ -191,16 +189,17 @@ class Load:
             try:
                 with self.connection.begin_nested():
                     return self.direct(bounds, instrument_id)
-            except psycopg2.errors.UniqueViolation:  # somebody else, a feed perhaps, wrote one of the candles meanwhile
-                if span is None:
+            except tables.CopyError as error:
+                if span is None or error.sqlstate != tables.UNIQUE_VIOLATION:
                     raise
+                # Somebody else, a feed perhaps, wrote one of the candles meanwhile.
                 return self.compared(bounds, span, instrument_id)
 
     def direct(self, bounds: Bounds, instrument_id: int) -> Report:
         """Copy straight into the table."""
         with self.child(Stage.LOADING, bounds, instrument_id) as child:
             child.peek()
-            klines = tables.quoted(self.connection, tables.Kline.__table__)
+            klines = tables.quoted(self.connection, Kline.__table__)
             rows = tables.copy(self.connection, klines, bounds.values, child)
             return self.finished(Mode.DIRECT, child, instrument_id, (rows, 0), rows)
 
@@ -219,7 +218,8 @@ class Load:
         found: dict[str, Any] = child.told["found"]
         if copied != found["good"]:
             raise HeliosError(
-                f"{self.source.path} was not loaded: {copied} of its {found['good']} rows reached the server. Try again."
+                f"{self.source.path} was not loaded: {copied} of its {found['good']} rows reached the server. "
+                "Load it again."
             )
         report = completed(Report(source=self.source, mode=mode, inserted=counts[0], changed=counts[1]), found)
         if report.rejected and self.rejects is not None:
@@ -263,5 +263,3 @@ class Load:
 def milliseconds(interval: Interval) -> int:
     """Say how long a candle lasts; 0 for calendar months."""
     return interval.length // timedelta(milliseconds=1) if interval.length else 0
-
-

@@ -77,7 +77,7 @@ def recognise(
     told = symbol or (symbol_of(named["symbol"], archived=bool(named["year"])) if named else None)
     if not told:
         raise InputError(f"{path} does not tell its symbol by its name: say --symbol, such as --symbol BTCUSDT.")
-    chosen_market, assumed = market_of(market, words, told, kind)
+    chosen_market, assumed = market_of(path, market, words, told, kind)
     return Source(
         path=path,
         exchange=exchange.lower(),
@@ -107,13 +107,13 @@ def symbol_of(written: str, *, archived: bool) -> str:
     return "".join(parts).upper()
 
 
-def market_of(option: str | None, words: list[str], symbol: str, kind: str | None) -> tuple[Market, bool]:
+def market_of(path: Path, option: str | None, words: list[str], symbol: str, kind: str | None) -> tuple[Market, bool]:
     """Tell the market, and whether that is only an assumption."""
     if option is not None:
         try:
             return Market(option.lower()), False
         except ValueError:
-            raise InputError(f"--market {option!r} is not a market: choose {', '.join(Market)}.") from None
+            raise InputError(f"{path}: {option!r} is not a market: choose --market from {', '.join(Market)}.") from None
     for word in words:
         if word in tuple(Market):
             return Market(word), False

@@ -1,6 +1,7 @@
 """The statements of a load: every name quoted by SQLAlchemy, every value bound, nothing taken from the session."""
 
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Table, exists, func, select, text
@@ -15,6 +16,21 @@ KEY = ("instrument_id", "open_time")
 PLAIN_VALUES = ("open", "high", "low", "close", "volume")
 OFFICIAL_VALUES = (*PLAIN_VALUES, "quote_volume", "trades", "taker_buy_volume", "taker_buy_quote_volume")
 STAGE = "pg_temp.helios_klines_stage"
+UNIQUE_VIOLATION = "23505"
+
+
+class CopyError(HeliosError):
+    """The server refused the rows of a file."""
+
+    def __init__(self, path: Path, error: BaseException) -> None:
+        super().__init__(f"{path} was not loaded: {said(error)}")
+        self.sqlstate: str | None = getattr(error, "pgcode", None) or getattr(error, "sqlstate", None)
+
+
+def said(error: BaseException | None) -> str:
+    """Take what PostgreSQL said, without the lines that quote statement and row."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def quoted(connection: Connection, table: Any) -> str:  # noqa: ANN401 - a declarative class's __table__ is typed as FromClause
@@ -27,7 +43,9 @@ def quoted(connection: Connection, table: Any) -> str:  # noqa: ANN401 - a decla
 def known_file(connection: Connection, source: Source) -> KlineFile | None:
     """Find what is known of a file of this name in this series."""
     statement = (
-        select(KlineFile.sha256, KlineFile.rows, KlineFile.rejected, KlineFile.first_open_time, KlineFile.last_open_time)
+        select(
+            KlineFile.sha256, KlineFile.rows, KlineFile.rejected, KlineFile.first_open_time, KlineFile.last_open_time
+        )
         .join(Instrument, Instrument.id == KlineFile.instrument_id)
         .where(
             Instrument.exchange == source.exchange,
@@ -98,19 +116,23 @@ def copy(connection: Connection, into: str, values: tuple[str, ...], child: Chil
     """Send a child's rows by COPY, and count what arrived."""
     columns = ", ".join(f'"{name}"' for name in (*KEY, *values, "interval"))
     statement = f"COPY {into} ({columns}) FROM STDIN"
+    cursor: Any = connection.connection.cursor()
     try:
-        with connection.connection.cursor() as cursor:
-            if hasattr(cursor, "copy_expert"):
-                cursor.copy_expert(statement, child, 1 << 18)
-            else:  # psycopg 3
-                with cursor.copy(statement) as stream:
-                    while data := child.read():
-                        stream.write(data)
-            return int(cursor.rowcount)
-    except BaseException:
+        if hasattr(cursor, "copy_expert"):
+            cursor.copy_expert(statement, child, 1 << 18)
+        else:  # psycopg 3
+            with cursor.copy(statement) as stream:
+                while data := child.read():
+                    stream.write(data)
+        return int(cursor.rowcount)
+    except BaseException as error:
         if child.error is not None:
             raise child.error from None
+        if isinstance(error, connection.dialect.loaded_dbapi.Error):
+            raise CopyError(child.path, error) from error
         raise
+    finally:
+        cursor.close()
 
 
 def make_stage(connection: Connection) -> None:

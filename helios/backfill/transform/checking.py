@@ -35,7 +35,7 @@ class Bulk(NamedTuple):
     fields: list[bytes]
     first: int
     number: int
-    count: int
+    rows: int
     volumes: list[float]
 
 
@@ -130,11 +130,11 @@ class Checker:
     def bulk_text(self, bulk: Bulk) -> bytes:
         """Write a checked block, and count it."""
         findings, grid = self.findings, self.grid
-        last = bulk.first + grid.step * (bulk.count - 1)
+        last = bulk.first + grid.step * (bulk.rows - 1)
         self.stay_within(bulk.first, last)
-        findings.coverage.add(bulk.number, bulk.count)
-        findings.lines += bulk.count
-        findings.accept(bulk.first, last, bulk.count)
+        findings.coverage.add(bulk.number, bulk.rows)
+        findings.lines += bulk.rows
+        findings.accept(bulk.first, last, bulk.rows)
         findings.quiet.see_all(bulk.volumes)
         fields, width, after = bulk.fields, self.width, self._after
         del fields[-1]
@@ -144,7 +144,7 @@ class Checker:
             width = 10
         # The end of a row and the beginning of the next are one element, so that a single join writes the block.
         between = after[1:] + self._before
-        fields[::width] = grid.texts(bulk.first, bulk.count, between)
+        fields[::width] = grid.texts(bulk.first, bulk.rows, between)
         fields[0] = fields[0][len(after) - 1 :]
         fields.append(after[1:])
         return b"\t".join(fields)

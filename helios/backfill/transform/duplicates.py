@@ -8,8 +8,8 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import islice
 from decimal import Decimal
+from itertools import islice
 from typing import BinaryIO
 
 from .candle import Candle
@@ -89,6 +89,4 @@ def moment_of(row: bytes) -> int | None:
 
 def values(candle: Candle) -> list[object]:
     """Read the fields of a candle as numbers, so that 1.50 equals 1.5."""
-
-
     return [Decimal(field.decode()) for field in candle.fields]

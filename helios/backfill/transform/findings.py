@@ -79,7 +79,7 @@ class Findings:
             "gaps": [(moment(start), count) for start, count in islice(coverage.gaps(), GAPS_TOLD)],
             "quiet": [self.quiet.candles, self.quiet.runs, self.quiet.longest],
             "kinds": dict(self.kinds),
-            "warnings": dict(self.warnings),
+            "warnings": dict(+self.warnings),  # those above zero
             "years": sorted(self.years),
             "first_bad": self.first_bad,
         }

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from io import FileIO
 from typing import Any, BinaryIO
 
 from .candle import OFFICIAL, PLAIN
@@ -25,13 +26,41 @@ from .spacing import check_spacing
 PARENT_LOOKED_AFTER_EVERY = 0.5  # seconds
 
 
+class Hashed(FileIO):
+    """A file that takes its SHA-256 while it is read in order, so that no wait follows the last row."""
+
+    def __init__(self, file: int | str, mode: str) -> None:
+        super().__init__(file, mode)
+        self._sha256 = hashlib.sha256()
+        self._hashed = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Go elsewhere; the checksum begins anew where the file does."""
+        self._sha256, self._hashed = hashlib.sha256(), 0 if offset == 0 and whence == os.SEEK_SET else -sys.maxsize
+        return super().seek(offset, whence)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read, and take what was read into the checksum."""
+        data = super().read(size) or b""
+        self._sha256.update(data)
+        self._hashed += len(data)
+        return data
+
+    def checksum(self) -> str:
+        """Tell the checksum of the whole file; read once more where it was not read in order, as a ZIP is."""
+        if self._hashed == os.fstat(self.fileno()).st_size:
+            return self._sha256.hexdigest()
+        super().seek(0)
+        return hashlib.file_digest(self, "sha256").hexdigest()
+
+
 def main() -> int:
     """Do the job given as JSON in the first argument."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the loader decides, and ends us
     job = json.loads(sys.argv[1])
     threading.Thread(target=end_with_parent, args=(job["parent"],), daemon=True).start()
     try:
-        with open(0, "rb", buffering=0) as file, open(1, "wb", buffering=0) as out:
+        with Hashed(0, "rb") as file, open(1, "wb", buffering=0) as out:
             note(transformed(job, file, writer(out)))
     except BrokenPipeError:
         os._exit(1)  # the loader is gone, and nobody reads why
@@ -66,7 +95,7 @@ def writer(out: BinaryIO) -> Callable[[bytes], None]:
     return write
 
 
-def transformed(job: dict[str, Any], file: BinaryIO, write: Callable[[bytes], None]) -> dict[str, Any]:
+def transformed(job: dict[str, Any], file: "Hashed", write: Callable[[bytes], None]) -> dict[str, Any]:
     """Read the whole file, and say what it held; the COPY text is written unless the job is only to look."""
     step = job["step"]
     findings = Findings(Grid(step, job["anchor"]), sys.stderr)
@@ -83,10 +112,11 @@ def transformed(job: dict[str, Any], file: BinaryIO, write: Callable[[bytes], No
         for text in checker.texts(block):
             if text and job["write"]:
                 write(text)
+    sha256 = file.checksum()
     if checker is None or late is None:
-        return {"found": findings.told(), "width": OFFICIAL, "sha256": checksum(file)}
+        return {"found": findings.told(), "width": OFFICIAL, "sha256": sha256}
     late.settle(file)
-    return {"found": findings.told(), "width": checker.width, "sha256": checksum(file)}
+    return {"found": findings.told(), "width": checker.width, "sha256": sha256}
 
 
 def width_of(block: Block) -> int:
@@ -106,9 +136,3 @@ def width_of(block: Block) -> int:
 def rubbish(lines: list[bytes]) -> bool:
     """Say whether not one of the lines begins like a row of klines."""
     return not any(line[:1].isdigit() and b"," in line for line in lines)
-
-
-def checksum(file: BinaryIO) -> str:
-    """Take the SHA-256 of the file as it lies on disk."""
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -75,10 +75,10 @@ def readable(head: bytes) -> bool:
 
 def pieces(stream: Readable) -> Iterator[bytes]:
     """Read a stream block by block, without the mark that some editors put before the first byte."""
-    data = stream.read(BLOCK).removeprefix(BYTE_ORDER_MARK)
-    while data:
+    if first := stream.read(max(BLOCK, len(BYTE_ORDER_MARK))).removeprefix(BYTE_ORDER_MARK):
+        yield first
+    while data := stream.read(BLOCK):
         yield data
-        data = stream.read(BLOCK)
 
 
 def csv_blocks(stream: Readable) -> Iterator[Block]:

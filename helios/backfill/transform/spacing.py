@@ -22,10 +22,7 @@ def check_spacing(block: Block, step: int, steps: dict[str, int]) -> None:
     """
     moments = [moment_of(line) for line in block.data.split(b"\n", LOOKED_AT)[:LOOKED_AT]]
     apart = Counter(b - a for a, b in pairwise(each for each in moments if each is not None) if b > a)
-    if not step:
-        own = any(each in MONTH for each in apart)
-    else:
-        own = step in apart
+    own = step in apart if step else any(each in MONTH for each in apart)
     if own or apart.total() < ENOUGH:
         return
     usual, times = apart.most_common(1)[0]
