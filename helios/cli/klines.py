@@ -13,6 +13,7 @@ from helios import backfill, db, queries
 from helios.cli.output import json_option, show, talk
 from helios.errors import HeliosError, InputError
 from helios.models import Interval, Market
+from helios.schema import migrations
 from helios.settings import Settings
 
 FILES = (".csv", ".zip", ".json")
@@ -59,9 +60,10 @@ def load(  # noqa: PLR0913 - a parameter for each option
     only what differs.
     """
     sources = list(sources_of(paths, {"symbol": symbol, "interval": interval, "market": market, "exchange": exchange}))
-    engine = db.create_engine(Settings.from_environment())
-    with db.connect(engine):
-        pass  # an unreachable server is one failure, not one for each file
+    settings = Settings.from_environment()
+    engine = db.create_engine(settings)
+    with db.connect(engine) as connection:  # what is wrong with the server is one failure, not one for each file
+        migrations.refuse_pending(connection, settings.database_schema)
     reports, failures = [], []
     with Bars(
         TextColumn("{task.description}"),

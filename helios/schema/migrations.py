@@ -71,3 +71,14 @@ def pending(connection: Connection, schema: str) -> list[str]:
             )
         applied |= {revision.revision for revision in script.iterate_revisions(head, "base")}
     return [name for name in reversed(list(known)) if name not in applied]
+
+
+def refuse_pending(connection: Connection, schema: str) -> None:
+    """Let a program go on only where the schema stands at the revision that this version of Helios works with.
+
+    Raises:
+        SchemaError: revisions are lacking, or the schema is ahead.
+
+    """
+    if lacking := pending(connection, schema):
+        raise SchemaError(f"schema {schema!r} lacks the revisions {', '.join(lacking)}: run `helios upgrade` first")

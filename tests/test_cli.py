@@ -1,0 +1,378 @@
+"""The helios command: every command has help with an example, tables and JSON on stdout, one sentence for a failure."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import make_klines
+import pytest
+from installation import ROOT, run_sql, start, use, variables
+from sqlalchemy import URL
+
+from helios import cli, db
+from helios.cli import doctor
+from helios.cli.output import readable
+from helios.schema import migrations
+from helios.settings import Settings
+
+Run = Callable[..., tuple[int, str, str]]
+MONTH = make_klines.datetime(2025, 1, 1, tzinfo=make_klines.UTC)
+
+
+@pytest.fixture
+def helios(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process; gives exit status, stdout and stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["helios", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return int(end.value.code or 0), said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def installed(database: URL, monkeypatch: pytest.MonkeyPatch) -> URL:
+    """A migrated database, marked as what this process believes to be."""
+    use(monkeypatch, database, HELIOS_ENVIRONMENT="development")
+    migrations.upgrade()
+    return database
+
+
+@pytest.fixture
+def month(tmp_path: Path) -> make_klines.Made:
+    """Two days of hourly candles with a gap and two bad rows."""
+    return make_klines.make_file(
+        tmp_path / "spot", "BTCUSDT", "1h", start=MONTH, rows=300, defects=("gap", "zero-price")
+    )
+
+
+def commands(group: click.Command = cli.helios, *above: str) -> list[tuple[tuple[str, ...], click.Command]]:
+    """List every command with its path."""
+    if not isinstance(group, click.Group):
+        return [(above, group)]
+    context = click.Context(group)
+    found = [(above, group)] if above else []
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        found += commands(command, *above, name)
+    return found
+
+
+@pytest.mark.parametrize("path", [" ".join(path) for path, _ in commands()])
+def test_every_command_has_help_with_an_example(path, helios):
+    """`--help` tells what it does, every option has a help text, and an example ends it."""
+    status, said, _ = helios(*path.split(), "--help")
+    command = dict(commands())[tuple(path.split())]
+    assert 0 == status
+    assert f"Example: helios {path.split()[0]}" in said
+    assert (command.help or "").strip()
+    assert all(each.help for each in command.params if isinstance(each, click.Option))
+
+
+@pytest.mark.parametrize("path", [" ".join(path) for path, _ in commands()])
+def test_the_readme_names_every_command(path):
+    """A command that the README does not name will not be found."""
+    assert f"helios {path}" in (ROOT / "README.md").read_text()
+
+
+def test_an_unknown_command_is_refused(helios):
+    """Exit status 2 and the word that was not understood."""
+    status, said, talk = helios("fly")
+    assert (2, "") == (status, said)
+    assert "fly" in talk
+
+
+def test_a_wrong_setting_is_one_sentence(helios, monkeypatch):
+    """Exit status 2, nothing on stdout, no traceback."""
+    monkeypatch.setenv("DATABASE_SCHEMA", "Helios-1")
+    status, said, talk = helios("doctor")
+    assert (2, "") == (status, said)
+    assert talk.startswith("helios: DATABASE_SCHEMA='Helios-1' is not a plain PostgreSQL name")
+    assert 1 == len(talk.strip().splitlines())
+
+
+# --- klines --------------------------------------------------------------------------------------------------------
+
+
+def test_load_list_and_show(helios, installed, month, tmp_path):
+    """A file is loaded once; the list tells rows and gaps; show prints the newest candles."""
+    rejects = str(tmp_path / "rejects")
+    status, said, _ = helios("klines", "load", "--rejects", rejects, "--json", str(month.path))
+    [loaded] = json.loads(said)
+    assert (0, month.good, month.rejected) == (status, loaded["written"], loaded["rejected"])
+    status, said, _ = helios("klines", "load", "--rejects", rejects, "--again", "--json", str(month.path))
+    assert (0, "compared") == (json.loads(said)[0]["written"], json.loads(said)[0]["mode"])
+    status, said, _ = helios("klines", "list", "--json")
+    [series] = json.loads(said)
+    assert (month.good, month.missing) == (series["rows"], series["missing"])
+    status, said, _ = helios("klines", "show", "BTCUSDT", "1h", "--last", "3")
+    assert 4 == len(said.strip().splitlines())
+    assert "2025-01-13 11:00" in said
+
+
+def test_a_load_tells_what_is_wrong_with_a_file(helios, installed, month, tmp_path):
+    """Reasons and the place of the rejected rows go to stderr; the rows are in the file."""
+    _, said, talk = helios("klines", "load", "--rejects", str(tmp_path / "rejects"), str(month.path))
+    assert "BTCUSDT-1h-2025-01.csv" in said
+    assert "rows rejected: price not positive" in talk
+    [rejects] = (tmp_path / "rejects").iterdir()
+    assert month.rejected == len(rejects.read_text().strip().splitlines()) - 1
+
+
+def test_a_folder_is_loaded_and_its_other_files_passed_by(helios, installed, month):
+    """A folder's klines are found; what is something else is named, and does not stop the rest."""
+    (month.path.parent / "notes.json").write_text("{}")
+    (month.path.parent / "readme.txt").write_text("hello")
+    status, said, talk = helios("klines", "load", "--json", str(month.path.parent))
+    assert (0, 1) == (status, len(json.loads(said)))
+    assert "notes.json does not tell its symbol" in talk
+
+
+def test_an_empty_folder_is_refused(helios, installed, tmp_path):
+    """Nothing to load is said, not passed over."""
+    status, _, talk = helios("klines", "load", str(tmp_path))
+    assert 2 == status
+    assert "holds no files that end in" in talk
+
+
+def test_a_file_that_cannot_be_used_does_not_stop_the_others(helios, installed, month, tmp_path):
+    """The good file is loaded, the bad one is one sentence, and the exit status says that something failed."""
+    bad = tmp_path / "ETHUSDT-1h-2025-01.csv"
+    bad.write_bytes(bytes(range(256)) * 50)
+    status, said, talk = helios("klines", "load", "--market", "spot", "--json", str(bad), str(month.path))
+    assert (2, ["BTCUSDT-1h-2025-01.csv"]) == (status, [each["file"] for each in json.loads(said)])
+    assert "ETHUSDT-1h-2025-01.csv" in talk
+
+
+def test_strict_refuses_a_file_with_a_bad_row(helios, installed, month):
+    """Nothing of the file is written."""
+    status, _, talk = helios("klines", "load", "--strict", str(month.path))
+    assert 2 == status
+    assert "line" in talk
+    assert "[]" == helios("klines", "list", "--json")[1].strip()
+
+
+def test_names_that_do_not_tell_are_told_by_options(helios, installed, month, tmp_path):
+    """Symbol, interval, market and exchange come from options where the name says nothing."""
+    plain = tmp_path / "candles.csv"
+    plain.write_bytes(month.path.read_bytes())
+    told = ("--symbol", "XRPUSDT", "--interval", "1h", "--market", "um", "--exchange", "other")
+    assert 0 == helios("klines", "load", *told, str(plain))[0]
+    [series] = json.loads(helios("klines", "list", "--json")[1])
+    assert ("other", "um", "XRPUSDT", "1h") == tuple(
+        series[each] for each in ("exchange", "market", "symbol", "interval")
+    )
+    status, _, talk = helios("klines", "load", str(plain))
+    assert 2 == status
+    assert "--symbol" in talk
+
+
+def test_show_asks_which_instrument_is_meant(helios, installed, month):
+    """A symbol on two markets needs --market; one that is nowhere is said to be."""
+    for market in ("spot", "um"):
+        assert 0 == helios("klines", "load", "--market", market, str(month.path))[0]
+    status, _, talk = helios("klines", "show", "BTCUSDT", "1h")
+    assert 2 == status
+    assert "binance spot, binance um: choose with --exchange and --market" in talk
+    assert 0 == helios("klines", "show", "BTCUSDT", "1h", "--market", "um")[0]
+    assert 2 == helios("klines", "show", "DOGEUSDT", "1h")[0]
+    assert "has no klines at 1m" in helios("klines", "show", "BTCUSDT", "1m", "--market", "um")[2]
+
+
+def test_before_the_first_upgrade_each_command_says_so(helios, database, month, monkeypatch):
+    """One sentence with the remedy, no traceback."""
+    use(monkeypatch, database)
+    for arguments in (("klines", "list"), ("klines", "load", str(month.path)), ("klines", "show", "BTCUSDT", "1h")):
+        status, _, talk = helios(*arguments)
+        assert 1 == status
+        assert "helios upgrade" in talk
+        assert "Traceback" not in talk
+
+
+def test_a_reader_that_leaves_early_is_no_error(installed):
+    """`helios klines list | head -0` ends quietly."""
+    process = start("helios.cli", "doctor", "--json", env=variables(installed))
+    assert process.stdout is not None
+    process.stdout.close()
+    process.wait(60)
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+
+
+def test_cells_are_readable():
+    """Moments to the minute, whole numbers grouped, nothing as nothing."""
+    assert ["2025-01-01 00:00", "1,234", "yes", "", "1, 2", "x"] == [
+        readable(each) for each in (MONTH, 1234, True, None, [1, 2], "x")
+    ]
+
+
+# --- database ------------------------------------------------------------------------------------------------------
+
+
+def test_upgrade_and_downgrade(helios, database, monkeypatch):
+    """The commands do what Alembic's do; a downgrade of an unmarked database is refused with one sentence."""
+    use(monkeypatch, database)
+    assert 0 == helios("upgrade")[0]
+    status, _, talk = helios("downgrade", "base")
+    assert 1 == status
+    assert "counts as production" in talk
+    helios("environment", "set", "development")
+    assert 0 == helios("downgrade", "base")[0]
+
+
+def test_printed_sql_goes_to_stdout(helios, database, monkeypatch):
+    """`helios upgrade --sql` can be piped."""
+    use(monkeypatch, database)
+    status, said, _ = helios("upgrade", "--sql")
+    assert 0 == status
+    assert "CREATE TABLE instruments" in said
+
+
+def test_grants_are_complete_after_an_upgrade(helios, installed):
+    """Nothing is missing, and where something is, it is named with whether this login may add it."""
+    assert "[]" == helios("grants", "--json")[1].strip()
+    run_sql(installed, f'REVOKE SELECT ON helios_trading.orders FROM "{installed.database}_helios_trading_reader"')
+    [row] = json.loads(helios("grants", "--json")[1])
+    assert ("GRANT SELECT ON TABLE helios_trading.orders" in row["missing"], True) == (True, row["this_login_may"])
+    assert helios("grants", "--sql")[1].strip().endswith(";")
+
+
+# --- doctor --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def healthy(installed: URL, valkey: URL, monkeypatch: pytest.MonkeyPatch, helios: Run) -> URL:
+    """An installation that lacks nothing."""
+    monkeypatch.setenv("REDIS_URL", valkey.render_as_string(hide_password=False))
+    helios("environment", "set", "development")
+    return installed
+
+
+def test_a_healthy_installation_is_told_so(helios, healthy):
+    """Every check is well, and the exit status is 0."""
+    status, said, _ = helios("doctor", "--json")
+    findings = json.loads(said)
+    assert [] == [each for each in findings if not each["ok"]]
+    assert 0 == status
+    assert {"PostgreSQL", "revision", "grants", "roles", "environment", "partitions", "Redis"} <= {
+        each["check"] for each in findings
+    }
+
+
+BROKEN = {
+    "revision": "DELETE FROM helios_trading.alembic_version",
+    "grants": "GRANT SELECT ON helios_trading.orders TO PUBLIC",
+    "environment": "COMMENT ON SCHEMA helios_trading IS NULL",
+    "instruments": """INSERT INTO helios_trading.klines
+        (instrument_id, interval, open_time, open, high, low, close, volume)
+        VALUES (7, '1h', '2025-01-01T00:00Z', 1, 1, 1, 1, 0)""",
+    "positions": """
+        INSERT INTO helios_trading.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'BTCUSDT');
+        INSERT INTO helios_trading.accounts (exchange, name, market) VALUES ('binance', 'main', 'spot');
+        INSERT INTO helios_trading.positions (account_id, instrument_id, position_side, quantity, event_at)
+        SELECT a.id, i.id, 'BOTH', 1, now() FROM helios_trading.accounts AS a, helios_trading.instruments AS i""",
+    "roles": """CREATE SCHEMA other; GRANT USAGE ON SCHEMA other TO "DATABASE_helios_trading_writer" """,
+}
+
+
+@pytest.mark.parametrize("check", BROKEN)
+def test_each_check_finds_what_is_broken(check, helios, healthy):
+    """What is wrong is found by its check, with a remedy, and the exit status is 1."""
+    run_sql(healthy, *BROKEN[check].replace("DATABASE", str(healthy.database)).replace(":00Z", r"\:00Z").split(";"))
+    status, said, _ = helios("doctor", "--json")
+    wrong = {each["check"]: each for each in json.loads(said) if not each["ok"]}
+    assert 1 == status
+    assert check in wrong
+    assert wrong[check]["remedy"]
+
+
+def test_the_partitions_of_next_year_are_missed(helios, healthy, month, monkeypatch):
+    """An interval in use needs the partitions of this year and the next."""
+    helios("klines", "load", str(month.path))
+
+    class LaterYear(doctor.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz).replace(year=2050)
+
+    monkeypatch.setattr(doctor, "datetime", LaterYear)
+    status, said, _ = helios("doctor", "--json")
+    [wrong] = [each for each in json.loads(said) if not each["ok"]]
+    assert (1, "partitions") == (status, wrong["check"])
+    assert "klines_1h_2050" in wrong["found"]
+
+
+def test_a_process_that_believes_otherwise_is_told(helios, healthy, monkeypatch):
+    """HELIOS_ENVIRONMENT and the marker have to agree."""
+    monkeypatch.setenv("HELIOS_ENVIRONMENT", "production")
+    _, said, _ = helios("doctor", "--json")
+    assert ["environment"] == [each["check"] for each in json.loads(said) if not each["ok"]]
+
+
+def test_servers_that_do_not_answer_are_findings(helios, monkeypatch):
+    """Doctor does not stop at the first server, and shows no password."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://bot:s3cret@127.0.0.1:1/trading")
+    monkeypatch.setenv("REDIS_URL", "redis://:s3cret@127.0.0.1:1/0")
+    status, said, talk = helios("doctor", "--json")
+    assert 1 == status
+    assert {"PostgreSQL": False, "Redis": False} == {each["check"]: each["ok"] for each in json.loads(said)}
+    assert "s3cret" not in said + talk
+
+
+def test_an_evicting_redis_is_named(helios, healthy, monkeypatch):
+    """Keys that vanish by themselves would make a mirror lie."""
+    with db.create_redis(Settings.from_environment()) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            status, said, _ = helios("doctor", "--json")
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+    [wrong] = [each for each in json.loads(said) if not each["ok"]]
+    assert (1, "Redis", "CONFIG SET maxmemory-policy noeviction") == (status, wrong["check"], wrong["remedy"])
+
+
+# --- servers -------------------------------------------------------------------------------------------------------
+
+
+def test_up_status_and_down(helios, own_home, monkeypatch):
+    """Servers that were brought up stay until `down`, and status tells what is there."""
+    monkeypatch.setenv("HELIOS_HOME", str(own_home))
+    status, said, _ = helios("up", "--json")
+    assert 0 == status
+    assert {True} == {each["running"] and each["kept_up"] for each in json.loads(said)}
+    status, said, _ = helios("status")
+    assert re.search(r"postgres-\d+ +yes +yes", said)
+    status, said, _ = helios("down", "--now", "--json")
+    assert {False} == {each["running"] for each in json.loads(said)}
+
+
+def test_with_nothing_configured_the_embedded_server_serves(own_home, tmp_path):
+    """`alembic upgrade head` and a load start the server, use it and leave none; the database marks itself."""
+    env = {name: value for name, value in variables(URL.create("x")).items() if not name.startswith("DATABASE")}
+    env["HELIOS_HOME"] = str(own_home)
+    done = subprocess.run(
+        [sys.executable, "-m", "alembic", "upgrade", "head"],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "helios.cli", "environment"],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "it is marked development" in done.stdout
