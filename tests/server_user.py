@@ -9,12 +9,12 @@ import os
 import subprocess
 import sys
 import time
+import unittest
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
 import sqlalchemy
 from sqlalchemy import URL
 
@@ -99,7 +99,9 @@ def reachable_python(uid: int | None, search: str) -> str:
             )
             if done.stdout.strip() == str(sys.version_info[:2]):
                 return each
-    pytest.skip(f"user {uid} can read neither this clone nor run Python {sys.version_info[:2]} of {candidates}")
+    raise unittest.SkipTest(
+        f"user {uid} can read neither this clone nor run Python {sys.version_info[:2]} of {candidates}"
+    )
 
 
 def until(condition: Callable[[], bool], patience: float = 40.0) -> float:
