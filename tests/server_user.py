@@ -8,13 +8,14 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import time
+import unittest
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import sqlalchemy
 from sqlalchemy import URL
 
 from helios import servers
@@ -33,10 +34,11 @@ class User:
     def __init__(
         self, home: Path, kind: str = "postgres", *, uid: int | None = None, then: str = "stay", **variables: str
     ) -> None:
-        search = f"{ROOT}:{ROOT / 'tests'}:{sysconfig.get_path('purelib')}"
+        # the packages of this interpreter, also for another one of its version
+        search = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(sqlalchemy.__file__).parents[1])))
         account: dict[str, Any] = {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
         self.process = subprocess.Popen(
-            [reachable_python(uid), "-B", __file__, kind, str(home), then],
+            [reachable_python(uid, search), "-B", __file__, kind, str(home), then],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -76,19 +78,30 @@ class User:
         self.kill()
 
 
-def reachable_python(uid: int | None) -> str:
-    """Find an interpreter of this version that a user may run."""
+def reachable_python(uid: int | None, search: str) -> str:
+    """Find an interpreter of this version with which a user can run this program; the test is skipped without one."""
+    if uid is None:
+        return sys.executable
     candidates = [sys.executable, f"/usr/bin/python3.{sys.version_info.minor}", "/usr/bin/python3"]
+    wanted = "import sys, server_user, helios.servers; print(sys.version_info[:2])"
     for each in candidates:
-        account: dict[str, Any] = {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
-        wanted = "import sys; print(sys.version_info[:2])"
-        try:
-            done = subprocess.run([each, "-c", wanted], capture_output=True, text=True, check=False, cwd="/", **account)
-        except OSError:
-            continue
-        if done.stdout.strip() == str(sys.version_info[:2]):
-            return each
-    raise LookupError(f"none of {', '.join(candidates)} can be run by user {uid} as Python {sys.version_info[:2]}")
+        with contextlib.suppress(OSError):
+            done = subprocess.run(
+                [each, "-B", "-c", wanted],
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd="/",
+                env={**os.environ, "PYTHONPATH": search},
+                user=uid,
+                group=uid,
+                extra_groups=[],
+            )
+            if done.stdout.strip() == str(sys.version_info[:2]):
+                return each
+    raise unittest.SkipTest(
+        f"user {uid} can read neither this clone nor run Python {sys.version_info[:2]} of {candidates}"
+    )
 
 
 def until(condition: Callable[[], bool], patience: float = 40.0) -> float:
