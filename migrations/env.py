@@ -13,7 +13,7 @@ from alembic.runtime.migration import MigrationInfo
 from sqlalchemy import BLANK_SCHEMA, Connection, Engine, MetaData, TypeDecorator, text
 from sqlalchemy.dialects import postgresql
 
-from helios import db, models
+from helios import db
 from helios.errors import HeliosError
 from helios.schema import environment, grants, operations, preparation
 from helios.schema.roles import roles_of
@@ -46,13 +46,17 @@ def tell(*, step: MigrationInfo, **_: object) -> None:
     log.info("%s revision %s: %s", done, step.up_revision_id, step.up_revision.doc)
 
 
-OPTIONS: dict[str, Any] = {
-    "target_metadata": without_schema(models.metadata),
-    "transaction_per_migration": True,
-    "compare_server_default": True,
-    "render_item": as_plain_type,
-    "on_version_apply": tell,
-}
+def options() -> dict[str, Any]:
+    """Give what online and printed migrations have in common."""
+    from helios import models  # noqa: PLC0415 - the models read the settings, whose errors main() has to catch
+
+    return {
+        "target_metadata": without_schema(models.metadata),
+        "transaction_per_migration": True,
+        "compare_server_default": True,
+        "render_item": as_plain_type,
+        "on_version_apply": tell,
+    }
 
 
 def online(settings: Settings, command: str) -> None:
@@ -88,7 +92,7 @@ def run(engine: Engine, schema: str, wait: float) -> None:
             connection=connection,
             include_name=lambda name, kind, _parents: not (kind == "table" and name in partitions),
             helios_wait=wait,
-            **OPTIONS,
+            **options(),
         )
         with context.begin_transaction():
             context.run_migrations()
@@ -107,7 +111,7 @@ def offline(settings: Settings) -> None:
     dialect = postgresql.dialect(paramstyle="named")
     quote = dialect.identifier_preparer.quote_identifier
     completion = grants.offline(dialect, schema, roles, url.username if url else None)
-    context.configure(dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"}, **OPTIONS)
+    context.configure(dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"}, **options())
     for statement in (
         preparation.LOCK_OR_FAIL.format(schema=schema),
         f"SET lock_timeout = '{round(settings.database_lock_timeout * 1000)}ms'",

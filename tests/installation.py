@@ -1,4 +1,4 @@
-"""What the tests of migrations share: settings for a database, logins, dumps, and upgrades in processes of their own."""
+"""What the tests of migrations share: a database's settings, logins, dumps, and commands in processes of their own."""
 
 import os
 import re

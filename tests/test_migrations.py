@@ -3,17 +3,25 @@
 import logging
 import os
 import re
-import subprocess
-import sys
-import threading
 import time
-import venv
-from pathlib import Path
 
 import pytest
-from installation import ROOT, alembic, ask, dump, engine_of, finish, libpq, login, psql, rows, run_sql, start, use, variables
+from installation import (
+    alembic,
+    ask,
+    dump,
+    engine_of,
+    finish,
+    login,
+    psql,
+    rows,
+    run_sql,
+    start,
+    use,
+    variables,
+)
 from sqlalchemy import URL, text
-from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.exc import ProgrammingError
 
 from helios.errors import EnvironmentRefusedError, RightsError, SettingError, UnreachableError
 from helios.schema import environment, grants, migrations
@@ -114,7 +122,9 @@ def test_one_without_rights_in_the_schema_is_told_the_sql_to_run(database, monke
     assert HEAD == version(database)
 
 
-def test_without_createrole_the_upgrade_says_what_it_skipped_and_a_dba_completes_it(database, monkeypatch, caplog, programs):
+def test_without_createrole_the_upgrade_says_what_it_skipped_and_a_dba_completes_it(
+    database, monkeypatch, caplog, programs
+):
     """The upgrade works, and what `helios grants --sql` prints makes the installation a complete one."""
     plain = login(database, "plain", f"GRANT CREATE ON DATABASE {database.database} TO {{login}}")
     use(monkeypatch, plain)
@@ -145,7 +155,9 @@ def test_roles_are_left_alone_where_the_prefix_is_off(database, monkeypatch):
     use(monkeypatch, database, DATABASE_ROLE_PREFIX="off")
     migrations.upgrade()
     assert 0 == ask(database, "SELECT count(*) FROM pg_roles WHERE rolname LIKE :like", like=f"{database.database}%")
-    assert "postgres" not in rows(database, "SELECT proacl::text FROM pg_proc WHERE proname = 'make_kline_partition'")[0]
+    assert (
+        "postgres" not in rows(database, "SELECT proacl::text FROM pg_proc WHERE proname = 'make_kline_partition'")[0]
+    )
     outsider = login(database, "outsider")
     with pytest.raises(ProgrammingError, match="permission denied for schema"):
         ask(outsider, f"SELECT count(*) FROM {SCHEMA}.orders")
@@ -154,7 +166,9 @@ def test_roles_are_left_alone_where_the_prefix_is_off(database, monkeypatch):
 # --- names ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ['x"; DROP SCHEMA public; --', "a" * 64, "pg_foo", "information_schema", "", " ", "Helios", "é"])
+@pytest.mark.parametrize(
+    "name", ['x"; DROP SCHEMA public; --', "a" * 64, "pg_foo", "information_schema", "", " ", "Helios", "é"]
+)
 def test_a_hostile_schema_name_is_refused_before_any_connection(name, monkeypatch):
     """The refusal comes although nothing listens at the URL."""
     use(monkeypatch, URL.create("postgresql", host="127.0.0.1", port=1, database="none"), schema=name)
@@ -189,7 +203,11 @@ def test_names_of_63_characters_give_four_roles(cluster, monkeypatch):
             roles = roles_of(Settings.from_environment(), name)
             names = {roles.owner, roles.writer, roles.reader, roles.monitor}
             assert [] == missing(url, schema)
-            assert 4 == len(names) == ask(url, "SELECT count(*) FROM pg_roles WHERE rolname = ANY (:names)", names=list(names))
+            assert (
+                4
+                == len(names)
+                == ask(url, "SELECT count(*) FROM pg_roles WHERE rolname = ANY (:names)", names=list(names))
+            )
             assert all(len(each.encode()) <= LONGEST_NAME for each in names)
         finally:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
@@ -220,13 +238,16 @@ def test_a_role_used_in_another_database_is_reported(database, cluster, monkeypa
         finally:
             connection.execute(text(f"DROP DATABASE {other} WITH (FORCE)"))
     run_sql(database, f"DROP SCHEMA {SCHEMA} CASCADE")
-    run_sql(database, *(f"DROP OWNED BY shared_{kind}; DROP ROLE shared_{kind}" for kind in ("owner", "writer", "reader", "monitor")))
+    run_sql(
+        database,
+        *(f"DROP OWNED BY shared_{kind}; DROP ROLE shared_{kind}" for kind in ("owner", "writer", "reader", "monitor")),
+    )
 
 
 # --- unreachable ---------------------------------------------------------------------------------------------------
 
 
-def test_an_unreachable_server_is_one_sentence_without_the_password(tmp_path):
+def test_an_unreachable_server_is_one_sentence_without_the_password():
     """Nothing listens there: one sentence, exit status 1, and the password is nowhere, not even in a debug log."""
     url = URL.create("postgresql", "bot", "s3cret", host="127.0.0.1", port=1, database="trading")
     said, talk = alembic("upgrade", "head", env=variables(url), expected=1)
@@ -301,7 +322,7 @@ def test_public_stays_byte_for_byte(database, monkeypatch, programs):
 # --- killed, repeated, taken back --------------------------------------------------------------------------------
 
 
-def test_a_killed_upgrade_leaves_nothing_half_applied(database, programs, cluster, monkeypatch):
+def test_a_killed_upgrade_leaves_nothing_half_applied(database, programs):
     """SIGKILL at several moments of an upgrade; then it completes, equal to one that was never disturbed."""
     kills = int(os.environ.get("HELIOS_KILLS", "4"))
     env = variables(database, DATABASE_ROLE_PREFIX="killed")
@@ -329,7 +350,11 @@ def test_down_to_base_and_up_again(database, monkeypatch, programs):
     run_sql(database, f"SELECT {SCHEMA}.make_kline_partition('1m', 2031)")
     mark(database, "test")
     migrations.downgrade("base")
-    assert 1 == ask(database, "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace = CAST(:s AS regnamespace)", s=SCHEMA)
+    assert 1 == ask(
+        database,
+        "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace = CAST(:s AS regnamespace)",
+        s=SCHEMA,
+    )
     assert 0 == ask(database, "SELECT count(*) FROM pg_proc WHERE pronamespace = CAST(:s AS regnamespace)", s=SCHEMA)
     migrations.upgrade()
     run_sql(database, f"COMMENT ON SCHEMA {SCHEMA} IS NULL")
@@ -349,7 +374,8 @@ def test_a_downgrade_is_refused_in_production(database, monkeypatch, name):
 
 
 CATALOG = """
-    SELECT 'pg_class', oid::text, xmin::text FROM pg_class UNION ALL SELECT 'pg_proc', oid::text, xmin::text FROM pg_proc
+    SELECT 'pg_class', oid::text, xmin::text FROM pg_class
+    UNION ALL SELECT 'pg_proc', oid::text, xmin::text FROM pg_proc
     UNION ALL SELECT 'pg_namespace', oid::text, xmin::text FROM pg_namespace
     UNION ALL SELECT 'pg_default_acl', oid::text, xmin::text FROM pg_default_acl
     UNION ALL SELECT 'pg_attribute', attrelid || '.' || attnum, xmin::text FROM pg_attribute
@@ -417,7 +443,7 @@ def test_printed_sql_gives_the_same_database(database, cluster, programs, monkey
             connection.execute(text(f"DROP DATABASE {other.database} WITH (FORCE)"))
 
 
-def test_printed_sql_needs_no_server(tmp_path):
+def test_printed_sql_needs_no_server():
     """A DBA's script can be printed where no server can be reached."""
     url = URL.create("postgresql", "dba", host="127.0.0.1", port=1, database="trading")
     script, _ = alembic("upgrade", "head", "--sql", env=variables(url))

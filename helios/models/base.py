@@ -23,7 +23,7 @@ from sqlalchemy import (
     inspect,
 )
 from sqlalchemy import Identity as GeneratedNumber
-from sqlalchemy.orm import DeclarativeBase, InstanceState, MappedColumn, mapped_column
+from sqlalchemy.orm import DeclarativeBase, InstanceState, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from helios.errors import InputError
@@ -85,7 +85,7 @@ class UtcMoment(TypeDecorator[datetime]):
 
 
 class Choice(TypeDecorator[StrEnum]):
-    """One value of a StrEnum, stored as `text`; the column's CHECK comes from `choice`.
+    """One value of a StrEnum, stored as `text`; Base adds a CHECK of the column's name.
 
     Not a PostgreSQL ENUM: its type would be made in `public`, whatever schema the metadata names, and stay there.
     """
@@ -110,11 +110,6 @@ class Choice(TypeDecorator[StrEnum]):
     def process_result_value(self, value: Any | None, dialect: Dialect) -> StrEnum | None:  # noqa: ANN401, ARG002 - SQLAlchemy's signature
         """Give the member back."""
         return None if value is None else self.choices(value)
-
-
-def choice(choices: type[StrEnum], name: str, **options: Any) -> MappedColumn[Any]:  # noqa: ANN401 - mapped_column's options
-    """Declare the column `name` that holds one of the choices, with a CHECK of the column's name."""
-    return mapped_column(Choice(choices), CheckConstraint(one_of(name, choices), name=name), **options)
 
 
 def one_of(column: str, choices: Iterable[str]) -> str:
@@ -182,6 +177,14 @@ class Base(DeclarativeBase):
     # What the server fills in comes back with the statement itself, so that no attribute needs a second
     # statement later, which an async session could not send.
     __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012 - SQLAlchemy's form
+
+    def __init_subclass__(cls, **options: Any) -> None:  # noqa: ANN401 - DeclarativeBase's signature
+        """Add the CHECK of each choice: to the table, because Alembic overlooks a column's own."""
+        super().__init_subclass__(**options)
+        table = cast("Table", cls.__table__)
+        for column in table.columns:
+            if isinstance(column.type, Choice):
+                table.append_constraint(CheckConstraint(one_of(column.name, column.type.choices), name=column.name))
 
     def __repr__(self) -> str:
         """Show the identifying columns without any SQL, also when the instance is detached or expired."""

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from helios.models.base import (
     Base,
+    Choice,
     Exact,
     Moment,
     Money,
@@ -19,7 +20,6 @@ from helios.models.base import (
     Ratio,
     Recorded,
     Refreshed,
-    choice,
     finite,
     not_blank,
     not_negative,
@@ -106,15 +106,17 @@ class Instrument(Base):
 
     id: Mapped[NumberedId] = mapped_column(comment="Number given by the database")
     exchange: Mapped[str] = mapped_column(comment="Exchange in lower case, such as binance")
-    market: Mapped[Market] = choice(Market, "market", comment="spot, um (USD-margined) or cm (coin-margined futures)")
+    market: Mapped[Market] = mapped_column(
+        Choice(Market), comment="spot, um (USD-margined) or cm (coin-margined futures)"
+    )
     symbol: Mapped[str] = mapped_column(comment="Symbol as the exchange writes it, such as BTCUSDT")
     base_asset: Mapped[str | None] = mapped_column(comment="What is traded; NULL until the exchange told")
     quote_asset: Mapped[str | None] = mapped_column(comment="What it is paid in; NULL until the exchange told")
     tick_size: Mapped[Price | None] = mapped_column(comment="Step of prices; NULL where unknown or free")
     step_size: Mapped[Quantity | None] = mapped_column(comment="Step of quantities; NULL where unknown or free")
     min_notional: Mapped[Money | None] = mapped_column(comment="Least value of an order; NULL where unknown or free")
-    status: Mapped[InstrumentStatus] = choice(
-        InstrumentStatus, "status", server_default=InstrumentStatus.UNKNOWN, comment="Whether it trades now"
+    status: Mapped[InstrumentStatus] = mapped_column(
+        Choice(InstrumentStatus), server_default=InstrumentStatus.UNKNOWN, comment="Whether it trades now"
     )
     recorded_at: Mapped[Recorded]
     updated_at: Mapped[Refreshed]
@@ -162,7 +164,9 @@ class Kline(Base):
     taker_buy_quote_volume: Mapped[Money | None] = mapped_column(
         comment="Part of quote_volume where the buyer was the taker"
     )
-    interval: Mapped[Interval] = choice(Interval, "interval", comment="Length of each candle, 1m a minute, 1mo a month")
+    interval: Mapped[Interval] = mapped_column(
+        Choice(Interval), comment="Length of each candle, 1m a minute, 1mo a month"
+    )
 
     instrument: Mapped["Instrument | None"] = relationship(
         primaryjoin="foreign(Kline.instrument_id) == Instrument.id", viewonly=True
@@ -229,8 +233,8 @@ class DataQualityMetric(Base):
         BigInteger, Identity(always=True), primary_key=True, comment="Number given by the database"
     )
     instrument_id: Mapped[int | None] = mapped_column(ForeignKey(Instrument.id), comment="Instrument; NULL for all")
-    subject: Mapped[QualitySubject] = choice(QualitySubject, "subject", comment="What was looked at")
-    interval: Mapped[Interval | None] = choice(Interval, "interval", comment="Interval of the klines looked at")
+    subject: Mapped[QualitySubject] = mapped_column(Choice(QualitySubject), comment="What was looked at")
+    interval: Mapped[Interval | None] = mapped_column(Choice(Interval), comment="Interval of the klines looked at")
     source: Mapped[str] = mapped_column(comment="Who measured: a file's name, feed, trigger ...")
     measured_at: Mapped[Recorded] = mapped_column(comment="When it was measured")
     window_start: Mapped[Moment | None] = mapped_column(comment="First moment looked at")
@@ -242,8 +246,8 @@ class DataQualityMetric(Base):
     freshness_seconds: Mapped[Decimal | None] = mapped_column(Exact, comment="Age of the newest data, in seconds")
     spread: Mapped[Ratio | None] = mapped_column(comment="Ask less bid, as a share of the middle")
     score: Mapped[Ratio | None] = mapped_column(comment="All in all: 0 is useless, 1 is flawless")
-    alert_level: Mapped[AlertLevel] = choice(
-        AlertLevel, "alert_level", server_default=AlertLevel.OK, comment="How much attention it asks for"
+    alert_level: Mapped[AlertLevel] = mapped_column(
+        Choice(AlertLevel), server_default=AlertLevel.OK, comment="How much attention it asks for"
     )
     reasons: Mapped[list[str]] = mapped_column(JSONB, default=list, server_default="[]", comment="Sentences saying why")
 
@@ -271,7 +275,7 @@ class KlineFile(Base):
     )
 
     instrument_id: Mapped[int] = mapped_column(ForeignKey(Instrument.id), comment="Instrument of the series")
-    interval: Mapped[Interval] = choice(Interval, "interval", comment="Interval of the series")
+    interval: Mapped[Interval] = mapped_column(Choice(Interval), comment="Interval of the series")
     name: Mapped[str] = mapped_column(comment="Name of the file, without folders")
     sha256: Mapped[str] = mapped_column(comment="Checksum of its content, 64 hexadecimal digits in lower case")
     rows: Mapped[int] = mapped_column(BigInteger, comment="Good rows, each open time once")

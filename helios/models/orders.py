@@ -11,6 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from helios.models.base import (
     Base,
+    Choice,
     Moment,
     Money,
     NumberedId,
@@ -19,7 +20,6 @@ from helios.models.base import (
     Recorded,
     Refreshed,
     TimeOrderedId,
-    choice,
     finite,
     not_blank,
     not_negative,
@@ -128,7 +128,9 @@ class Account(Base):
     id: Mapped[NumberedId] = mapped_column(comment="Number given by the database")
     exchange: Mapped[str] = mapped_column(comment="Exchange in lower case, such as binance")
     name: Mapped[str] = mapped_column(comment="What people call it")
-    market: Mapped[Market] = choice(Market, "market", comment="spot, um (USD-margined) or cm (coin-margined futures)")
+    market: Mapped[Market] = mapped_column(
+        Choice(Market), comment="spot, um (USD-margined) or cm (coin-margined futures)"
+    )
     recorded_at: Mapped[Recorded]
 
     balances: Mapped[list["Balance"]] = relationship(
@@ -186,17 +188,17 @@ class Order(Base):
     session_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey(TradingSession.id), comment="Run that placed it")
     client_order_id: Mapped[str | None] = mapped_column(comment="Id that the client gave it")
     exchange_order_id: Mapped[str | None] = mapped_column(comment="Id that the exchange gave it; NULL until told")
-    side: Mapped[Side] = choice(Side, "side", comment="BUY or SELL")
-    type: Mapped[OrderType] = choice(OrderType, "type", comment="Type, as the exchange calls it")
-    time_in_force: Mapped[TimeInForce | None] = choice(TimeInForce, "time_in_force", comment="How long it stands")
-    position_side: Mapped[PositionSide] = choice(
-        PositionSide, "position_side", server_default=PositionSide.BOTH, comment="Position it acts on"
+    side: Mapped[Side] = mapped_column(Choice(Side), comment="BUY or SELL")
+    type: Mapped[OrderType] = mapped_column(Choice(OrderType), comment="Type, as the exchange calls it")
+    time_in_force: Mapped[TimeInForce | None] = mapped_column(Choice(TimeInForce), comment="How long it stands")
+    position_side: Mapped[PositionSide] = mapped_column(
+        Choice(PositionSide), server_default=PositionSide.BOTH, comment="Position it acts on"
     )
     reduce_only: Mapped[bool] = mapped_column(server_default=false(), comment="Whether it may only lessen a position")
-    origin: Mapped[OrderOrigin] = choice(
-        OrderOrigin, "origin", server_default=OrderOrigin.STRATEGY, comment="Where it came from"
+    origin: Mapped[OrderOrigin] = mapped_column(
+        Choice(OrderOrigin), server_default=OrderOrigin.STRATEGY, comment="Where it came from"
     )
-    status: Mapped[OrderStatus] = choice(OrderStatus, "status", comment="Where it stands")
+    status: Mapped[OrderStatus] = mapped_column(Choice(OrderStatus), comment="Where it stands")
     price: Mapped[Price | None] = mapped_column(comment="Limit price; NULL where it has none")
     stop_price: Mapped[Price | None] = mapped_column(comment="Price that triggers it; NULL where it has none")
     quantity: Mapped[Quantity | None] = mapped_column(comment="Quantity ordered; NULL if ordered by value")
@@ -264,8 +266,8 @@ class OrderHistory(Base):
 
     order_id: Mapped[uuid.UUID] = mapped_column(ForeignKey(Order.id, ondelete="CASCADE"), comment="Order that changed")
     version: Mapped[int] = mapped_column(autoincrement=False, comment="Number of the change, from 1, without holes")
-    old_status: Mapped[OrderStatus | None] = choice(OrderStatus, "old_status", comment="Before; NULL at first sight")
-    new_status: Mapped[OrderStatus] = choice(OrderStatus, "new_status", comment="Where it stood afterwards")
+    old_status: Mapped[OrderStatus | None] = mapped_column(Choice(OrderStatus), comment="Before; NULL at first sight")
+    new_status: Mapped[OrderStatus] = mapped_column(Choice(OrderStatus), comment="Where it stood afterwards")
     old_state: Mapped[dict[str, Any] | None] = mapped_column(
         JSONB(none_as_null=True), comment="The order before, less its id and its times; NULL at first sight"
     )
@@ -293,8 +295,8 @@ class Position(Base):
 
     account_id: Mapped[int] = mapped_column(ForeignKey(Account.id), comment="Account")
     instrument_id: Mapped[int] = mapped_column(ForeignKey(Instrument.id), comment="Instrument")
-    position_side: Mapped[PositionSide] = choice(
-        PositionSide, "position_side", server_default=PositionSide.BOTH, comment="BOTH, or LONG and SHORT kept apart"
+    position_side: Mapped[PositionSide] = mapped_column(
+        Choice(PositionSide), server_default=PositionSide.BOTH, comment="BOTH, or LONG and SHORT kept apart"
     )
     quantity: Mapped[Quantity] = mapped_column(server_default="0", comment="Bought less sold; below zero when short")
     entry_price: Mapped[Price | None] = mapped_column(comment="Average price it was entered at; NULL when flat")

@@ -10,13 +10,13 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from helios.models.base import (
     Base,
+    Choice,
     Moment,
     Price,
     Quantity,
     Ratio,
     Recorded,
     TimeOrderedId,
-    choice,
     not_blank,
     positive,
     share,
@@ -77,9 +77,9 @@ class TradingSession(Base):
     id: Mapped[TimeOrderedId] = mapped_column(comment="UUIDv7 made by the application")
     name: Mapped[str] = mapped_column(comment="What people call this run")
     strategy: Mapped[str] = mapped_column(comment="The strategy that runs")
-    mode: Mapped[SessionMode] = choice(SessionMode, "mode", comment="live (with money), paper or backtest")
-    status: Mapped[SessionStatus] = choice(
-        SessionStatus, "status", server_default=SessionStatus.ACTIVE, comment="Where it stands"
+    mode: Mapped[SessionMode] = mapped_column(Choice(SessionMode), comment="live (with money), paper or backtest")
+    status: Mapped[SessionStatus] = mapped_column(
+        Choice(SessionStatus), server_default=SessionStatus.ACTIVE, comment="Where it stands"
     )
     started_at: Mapped[Moment] = mapped_column(comment="When it began")
     stopped_at: Mapped[Moment | None] = mapped_column(comment="When it ended; NULL while it runs")
@@ -113,8 +113,10 @@ class Signal(Base):
     id: Mapped[TimeOrderedId] = mapped_column(comment="UUIDv7 made by the application")
     session_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey(TradingSession.id), comment="Run that raised it")
     instrument_id: Mapped[int] = mapped_column(ForeignKey(Instrument.id), comment="Instrument")
-    interval: Mapped[Interval | None] = choice(Interval, "interval", comment="Interval of the candles it was seen in")
-    side: Mapped[Side] = choice(Side, "side", comment="BUY or SELL")
+    interval: Mapped[Interval | None] = mapped_column(
+        Choice(Interval), comment="Interval of the candles it was seen in"
+    )
+    side: Mapped[Side] = mapped_column(Choice(Side), comment="BUY or SELL")
     kind: Mapped[str] = mapped_column(comment="What was seen, in the strategy's own word")
     strength: Mapped[Ratio | None] = mapped_column(comment="How sure the strategy is, 0 to 1")
     price: Mapped[Price | None] = mapped_column(comment="Price at which it was seen")
@@ -147,9 +149,11 @@ class GridSession(Base):
     upper_price: Mapped[Price] = mapped_column(comment="Price of the highest level")
     level_count: Mapped[int] = mapped_column(comment="How many levels it has")
     quantity_per_level: Mapped[Quantity] = mapped_column(comment="Quantity of the order on each level")
-    spacing: Mapped[GridSpacing] = choice(GridSpacing, "spacing", comment="arithmetic (steps) or geometric (ratios)")
-    status: Mapped[SessionStatus] = choice(
-        SessionStatus, "status", server_default=SessionStatus.ACTIVE, comment="Where it stands"
+    spacing: Mapped[GridSpacing] = mapped_column(
+        Choice(GridSpacing), comment="arithmetic (steps) or geometric (ratios)"
+    )
+    status: Mapped[SessionStatus] = mapped_column(
+        Choice(SessionStatus), server_default=SessionStatus.ACTIVE, comment="Where it stands"
     )
     started_at: Mapped[Moment] = mapped_column(comment="When it was laid")
     stopped_at: Mapped[Moment | None] = mapped_column(comment="When it was taken away; NULL while it stands")
@@ -177,9 +181,9 @@ class GridLevel(Base):
     grid_session_id: Mapped[uuid.UUID] = mapped_column(ForeignKey(GridSession.id, ondelete="CASCADE"), comment="Grid")
     level: Mapped[int] = mapped_column(autoincrement=False, comment="Number of the level, from 0 at the lowest price")
     price: Mapped[Price] = mapped_column(comment="Price of the level")
-    side: Mapped[Side] = choice(Side, "side", comment="BUY or SELL")
-    state: Mapped[LevelState] = choice(
-        LevelState, "state", server_default=LevelState.IDLE, comment="Whether an order stands on it"
+    side: Mapped[Side] = mapped_column(Choice(Side), comment="BUY or SELL")
+    state: Mapped[LevelState] = mapped_column(
+        Choice(LevelState), server_default=LevelState.IDLE, comment="Whether an order stands on it"
     )
     # Named by text, because orders stand above strategies: see Order.grid_level.
     order_id: Mapped[uuid.UUID | None] = mapped_column(

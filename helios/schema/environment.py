@@ -85,9 +85,12 @@ def refuse_production(connection: Connection, schema: str, action: str) -> None:
     """Let an action pass only where the marker says development or test.
 
     Raises:
+        SchemaError: the schema does not exist.
         EnvironmentRefusedError: the database is production, or counts as it.
 
     """
+    if connection.execute(LOOK, {"schema": schema}).one_or_none() is None:
+        raise SchemaError(f"schema {schema!r} does not exist: there is nothing to act on")
     marker = read(connection, schema)
     if marker.environment == "production":
         raise EnvironmentRefusedError(

@@ -65,7 +65,8 @@ def offline(dialect: Dialect, schema: str, roles: Roles, login: str | None) -> s
     while f"${tag}$" in str(compiled):
         tag += "_"
     return (
-        f"DO ${tag}$\nDECLARE\n    step record;\nBEGIN\n    FOR step IN\n{compiled}\n    LOOP\n"
+        f"DO ${tag}$\n#variable_conflict use_column\n"
+        f"DECLARE\n    step record;\nBEGIN\n    FOR step IN\n{compiled}\n    LOOP\n"
         f"        IF step.able THEN EXECUTE step.statement; END IF;\n    END LOOP;\nEND ${tag}$"
     )
 

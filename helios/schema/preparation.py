@@ -46,13 +46,13 @@ OWNED = text("""
     FROM pg_namespace, pg_roles WHERE nspname = :schema AND rolname = current_user
 """)
 MAY_JOIN = text("SELECT pg_has_role(nspowner, 'MEMBER') FROM pg_namespace WHERE nspname = :schema")
-OLDEST = text("""
-    SELECT format('pid %s (%s, %s since %s)', pid, coalesce(nullif(application_name, ''), usename), state,
-                  date_trunc('second', xact_start))
+HOLDERS = text("""
+    SELECT string_agg(format('pid %s (%s)', pid, coalesce(nullif(application_name, ''), usename)), ', ' ORDER BY pid)
     FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
-      AND backend_type = 'client backend'
-    ORDER BY xact_start LIMIT 1
+    WHERE pid <> pg_backend_pid() AND pid IN (
+        SELECT pid FROM pg_locks JOIN pg_class ON pg_class.oid = relation
+        WHERE granted AND relkind IN ('r', 'p') AND relnamespace = to_regnamespace(current_schema())
+    )
 """)
 LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
 
@@ -156,7 +156,7 @@ def patiently(engine: Engine, wait: float, action: Callable[[], Result]) -> Resu
     longer; the pause before the next try lets them catch up.
 
     Raises:
-        SchemaError: the locks did not become free in time; the message names the oldest open transaction.
+        SchemaError: the locks did not become free in time; the message names who holds them.
 
     """
     deadline, pause = time.monotonic() + wait, 0.5
@@ -167,12 +167,12 @@ def patiently(engine: Engine, wait: float, action: Callable[[], Result]) -> Resu
             if getattr(error.orig, "pgcode", None) not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
                 raise
             with engine.connect() as connection:
-                holder = connection.scalar(OLDEST) or "a transaction that has ended since"
+                holder = connection.scalar(HOLDERS) or "someone who has ended since"
             if time.monotonic() + pause > deadline:
                 raise SchemaError(
-                    f"a lock was not free within {wait:g} s (DATABASE_MIGRATION_WAIT); the oldest open transaction is "
-                    f"{holder}: let it end, then migrate again; nothing was left half done"
+                    f"a table was in use for more than {wait:g} s (DATABASE_MIGRATION_WAIT), now by {holder}: "
+                    "let that end, then migrate again; nothing was left half done"
                 ) from None
-            log.info("a table is in use, trying again in %.1f s; the oldest open transaction is %s", pause, holder)
+            log.info("a table is in use, trying again in %.1f s; its tables are held by %s", pause, holder)
         time.sleep(pause)
         pause = min(pause * 2, 5.0)

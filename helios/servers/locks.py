@@ -73,6 +73,11 @@ def taken(path: Path) -> bool:
         os.close(descriptor)
 
 
+def identity(found: os.stat_result) -> tuple[int, int]:
+    """Tell which file this is, whatever its name."""
+    return found.st_dev, found.st_ino
+
+
 def unused(path: Path) -> bool:
     """Tell whether nobody at all holds a file's lock."""
     try:
@@ -107,7 +112,7 @@ def _has_open(pid: int, wanted: os.stat_result) -> bool:
             found = os.stat(f"/proc/{pid}/fd/{each}")  # noqa: PTH116 - follows the descriptor, of which there is no path
         except OSError:
             continue
-        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+        if identity(found) == identity(wanted):
             return True
     return False
 

@@ -50,6 +50,7 @@ class Membership:
         self.recipe = recipe
         self.place = recipe.place
         self.lease: int | None = None
+        self._file: tuple[int, int] | None = None
 
     def acquire(self) -> State:
         """Join the server, and start it if it does not run; again and again is fine."""
@@ -58,9 +59,10 @@ class Membership:
             try:
                 account = server_account(self.place.data)
                 self.place.make(account)
-                held = self.lease is not None
-                if self.lease is None:
+                held = self._holds()
+                if not held:
                     self.lease = locks.take(self.place.lease, shared=True, until=until)
+                    self._file = locks.identity(os.fstat(self.lease))
                 try:
                     return self.place.serves(self.recipe.socket_name) or self._start(account, until)
                 except BaseException:
@@ -77,7 +79,22 @@ class Membership:
     def release(self) -> None:
         """Leave the server; the last one to leave ends it."""
         with _mutex:
+            if self._holds():
+                self._let_go()
+
+    def _holds(self) -> bool:
+        """Tell whether the lease is held: a process may have closed all its files, or somebody removed the folder."""
+        if self.lease is None:
+            return False
+        try:
+            ours = locks.identity(os.fstat(self.lease)) == self._file
+        except OSError:
+            ours = False
+        if not ours:
+            self.lease = None  # closed, and perhaps a number of another file by now
+        elif not self.place.lease.exists() or locks.identity(self.place.lease.stat()) != self._file:
             self._let_go()
+        return self.lease is not None
 
     def _let_go(self) -> None:
         if self.lease is not None:

@@ -76,22 +76,9 @@ class Place:
 
     def check(self) -> None:
         """Refuse a folder through which another user could reach the server or mislead us."""
-        for path, owners, closed_to in (
-            (self.home, {0, os.geteuid()}, stat.S_IWOTH),
-            (self.folder, {os.geteuid()}, stat.S_IWOTH | stat.S_IWGRP),
-        ):
-            found = path.lstat()
-            if not stat.S_ISDIR(found.st_mode):
-                raise ServerError(f"{str(path)!r} is not a folder: remove it, or set HELIOS_HOME to another one")
-            if found.st_uid not in owners:
-                raise ServerError(
-                    f"{str(path)!r} belongs to the user {user_name(found.st_uid)}: "
-                    "set HELIOS_HOME to a folder of your own"
-                )
-            if found.st_mode & closed_to and not found.st_mode & stat.S_ISVTX:
-                raise ServerError(
-                    f"{str(path)!r} may be written to by other users: close it to them, or set HELIOS_HOME"
-                )
+        # a folder like the system's temporary one may be the home: there nobody can replace what is ours
+        refuse_strange(self.home, {0, os.geteuid()}, stat.S_IWOTH, sticky=True)
+        refuse_strange(self.folder, {os.geteuid()}, stat.S_IWOTH | stat.S_IWGRP)
 
     def state(self) -> State | None:
         """Tell what the supervisor says, if there is one and its server is ready."""
@@ -176,6 +163,19 @@ class Place:
         except FileNotFoundError:
             return "it left no log"
         return " / ".join(lines[-3:]) or "its log is empty"
+
+
+def refuse_strange(path: Path, owners: set[int], closed_to: int, *, sticky: bool = False) -> None:
+    """Refuse a folder that is somebody else's, or that others may write to."""
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise ServerError(f"{str(path)!r} is not a folder: remove it, or set HELIOS_HOME to another one")
+    if found.st_uid not in owners:
+        raise ServerError(
+            f"{str(path)!r} belongs to the user {user_name(found.st_uid)}: set HELIOS_HOME to a folder of your own"
+        )
+    if found.st_mode & closed_to and not (sticky and found.st_mode & stat.S_ISVTX):
+        raise ServerError(f"{str(path)!r} may be written to by other users: close it to them, or set HELIOS_HOME")
 
 
 def make_folders(path: Path, mode: int) -> None:

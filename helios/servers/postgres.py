@@ -90,11 +90,21 @@ class Postgres:
             return pid if is_server_in(pid, self.place) else None
         return None
 
+    def parts(self) -> tuple[Path, tuple[str, ...]]:
+        """Tell which files the programs consist of: a folder, and what of it is needed."""
+        programs = self.programs.resolve()
+        top, package = programs.parent, programs.parent.parent
+        libraries = package.with_name(f"{package.name}.libs")  # a wheel's, beside the package: found by a relative path
+        if libraries.is_dir():
+            top = package.parent
+        wanted = [programs / "postgres", programs / "initdb", programs.parent / "lib", programs.parent / "share"]
+        found = [each for each in wanted if each.exists()] + ([libraries] if libraries.is_dir() else [])
+        return top, tuple(str(each.relative_to(top)) for each in found)
+
     def _readable(self, account: Account | None) -> Path:
-        top = self.programs.resolve().parent
-        parts = (f"{self.programs.name}/postgres", f"{self.programs.name}/initdb", "lib", "share")
-        found = tuple(part for part in parts if (top / part).exists())
-        return readable(account, self.place.home, top, found, f"postgres-{self.version}") / self.programs.name
+        top, parts = self.parts()
+        copy = readable(account, self.place.home, top, parts, f"postgres-{self.version}")
+        return copy / self.programs.resolve().relative_to(top)
 
     def _make_cluster(self, programs: Path, account: Account | None, starting: int) -> None:
         """Make it aside and rename it, so that a killed start leaves none that looks whole."""

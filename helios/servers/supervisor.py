@@ -49,7 +49,7 @@ class Supervisor:
             (self.folder / "pid").write_text(str(server.pid))
             self.watch(server)
         finally:
-            (self.folder / "state").unlink(missing_ok=True)
+            self.withdraw()
             farewell(server)
             self.clear_sockets()
 
@@ -135,6 +135,13 @@ class Supervisor:
         draft.replace(self.folder / "state")
         say("ready")
         os.close(self.plan["starting"])
+
+    def withdraw(self) -> None:
+        """Say no longer that the server is ready; somebody may have made the folder anew, with a server of its own."""
+        state = self.folder / "state"
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(state.read_text())["supervisor"] == os.getpid():
+                state.unlink()
 
     def trim_log(self) -> None:
         """Keep the log of a server that runs for months small; its writers append, so it may be cut under them."""

