@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from server_user import until, working_in
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from helios import servers
+from helios import schema, servers
 from helios.settings import Settings
 
 
@@ -75,3 +75,43 @@ def database(cluster: URL) -> Iterator[URL]:
 def programs() -> Path:
     """The folder of PostgreSQL's programs: psql and pg_dump are used as users would."""
     return servers.available(Settings.from_environment()).postgres
+
+
+@pytest.fixture(scope="session")
+def migrated(cluster: URL) -> Iterator[URL]:
+    """One database with all tables for tests that keep to a symbol of their own; yields the superuser's URL."""
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    admin = create_engine(cluster, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f'CREATE DATABASE "{name}"'))
+    url = cluster.set(database=name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+        patch.delenv("DATABASE_MIGRATION_URL", raising=False)
+        schema.upgrade()
+    yield url
+    with admin.connect() as connection:
+        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture(scope="session")
+def owner(migrated: URL) -> Engine:
+    """An engine that may do anything in the database with all tables."""
+    return create_engine(migrated, poolclass=NullPool)
+
+
+@pytest.fixture(scope="session")
+def writer(migrated: URL, owner: Engine) -> Iterator[Engine]:
+    """An engine of a login that is a writer, and nothing else."""
+    login = f"login_{uuid.uuid4().hex[:12]}"
+    with owner.begin() as connection:
+        connection.execute(text(f'CREATE ROLE {login} LOGIN IN ROLE "{migrated.database}_helios_trading_writer"'))
+    yield create_engine(migrated.set(username=login), poolclass=NullPool)
+    with owner.begin() as connection:
+        connection.execute(text(f"DROP ROLE {login}"))
+
+
+@pytest.fixture
+def symbol() -> str:
+    """A symbol that no other test uses."""
+    return f"T{uuid.uuid4().hex[:8].upper()}USDT"

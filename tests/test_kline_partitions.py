@@ -269,7 +269,7 @@ def test_a_writer_makes_it_and_writes_through_the_parent_only(connection: Connec
         "SELECT relowner::regrole::text, (SELECT array_agg(DISTINCT grantee::regrole::text) FROM aclexplode(relacl)) "
         f"FROM pg_class WHERE oid = '\"{SCHEMA}\".klines_1m_2031'::regclass"
     )
-    assert ("postgres", ["postgres"]) == tuple(connection.execute(rights).one())
+    assert ("helios", ["helios"]) == tuple(connection.execute(rights).one())
 
 
 def test_without_the_right_nobody_makes_one(connection: Connection) -> None:

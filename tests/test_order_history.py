@@ -215,7 +215,7 @@ def test_helios_actor_names_the_actor(connection: Connection) -> None:
     set_status(connection, "PARTIALLY_FILLED")
     connection.execute(text("SELECT set_config('helios.actor', '', true)"))
     set_status(connection, "FILLED")
-    assert ["strategy grid-7", "postgres"] == [each.actor for each in history(connection)[1:]]
+    assert ["strategy grid-7", "helios"] == [each.actor for each in history(connection)[1:]]
 
 
 @pytest.mark.parametrize(("old", "new"), PAIRS)
@@ -332,5 +332,5 @@ def test_nobody_calls_the_functions_unasked(connection: Connection) -> None:
     found = connection.execute(query).all()
     assert 5 == len(found)
     for name, rights, configuration in found:
-        assert "{postgres=X/postgres}" == rights, name
+        assert "{helios=X/helios}" == rights, name
         assert f"search_path={SCHEMA}, pg_temp" in [each.replace('"', "") for each in configuration], name
