@@ -252,7 +252,7 @@ def make_file(  # noqa: PLR0913 - each is a property of the file
     made = Made(path, symbol, interval, market)
     table = list(candles(symbol, interval, start, rows, market=market, unit=unit, seed=seed))
     spoiler = Defects(table, made, random.Random(f"{seed} {path.name}"))  # noqa: S311 - candles, not secrets
-    for defect in defects:
+    for defect in sorted(defects, key="zero-volume-run".__ne__):  # the one that needs a free stretch comes first
         spoiler.inject(defect)
     if truncated:  # what is cut is the last candle, also where defects have put rows behind it
         table.append(table[rows - 1])

@@ -53,7 +53,7 @@ class Child:
     def output(self) -> int:
         """The descriptor that the COPY text comes from."""
         if self._pipe is None:  # it was asked for as a pipe
-            raise HeliosError(f"{self.path} cannot be read: its reader has no output.")
+            raise HeliosError(f"{self.path} cannot be read: its reader has no output")
         return self._pipe.fileno()
 
     def peek(self) -> None:
@@ -94,7 +94,7 @@ class Child:
         status = self._process.wait()
         told = next((note for note in self._notes() if "rejected" not in note), {})
         if "refusal" in told:
-            raise InputError(f"{self.path} {told['refusal']}.")
+            raise InputError(f"{self.path} {told['refusal']}")
         if "out_of_bounds" in told:
             raise OutOfBoundsError
         if status or "found" not in told:

@@ -61,7 +61,7 @@ def load(  # noqa: PLR0913 - options, by keyword alone
             work = Load(connection, source, file, strict=strict, rejects=rejects, progress=progress or (lambda _: None))
             report = (None if again else work.unchanged()) or work.read()
     except OSError as error:
-        raise InputError(f"{source.path} cannot be read: {error.strerror}.") from error
+        raise InputError(f"{source.path} cannot be read: {error.strerror}") from error
     except DBAPIError as error:
         raise HeliosError(f"{source.path} was not loaded: {tables.said(error.orig)}") from error
     report.seconds = time.monotonic() - began
@@ -85,7 +85,7 @@ def transaction(connection: Connection) -> Iterator[None]:
     """Do something whole or not at all: in a transaction of its own, or a savepoint of the caller's."""
     with connection.begin_nested() if connection.in_transaction() else connection.begin():
         if getattr(connection.connection.driver_connection, "autocommit", False):
-            raise HeliosError("Loading needs a transaction, but the connection is in autocommit mode: pass another.")
+            raise HeliosError("Loading needs a transaction, but the connection is in autocommit mode: pass another")
         yield
 
 
@@ -129,7 +129,7 @@ class Load:
         try:
             return self.written(bounds)
         except OutOfBoundsError:
-            raise InputError(f"{self.source.path} changed while it was read: load it again.") from None
+            raise InputError(f"{self.source.path} changed while it was read: load it again") from None
 
     def looked_at(self) -> Bounds:
         """Read the whole file and write nothing."""
@@ -140,7 +140,7 @@ class Load:
             line, reason = found["first_bad"]
             raise InputError(
                 f"{self.source.path} line {line} {reason}; {found['rejected']} rows are bad, "
-                "and with --strict nothing is loaded."
+                "and with --strict nothing is loaded"
             )
         first, last = found["first"], found["last"]
         return Bounds(first, last, found["years"], official=child.told["width"] == OFFICIAL)
@@ -209,7 +209,8 @@ class Load:
             child.peek()
             tables.make_stage(self.connection)
             rows = tables.copy(self.connection, tables.STAGE, bounds.values, child)
-            self.progress(Progress(Stage.COMPARING, rows, 1, 1))
+            size = os.fstat(self.file.fileno()).st_size
+            self.progress(Progress(Stage.COMPARING, rows, size, size))
             counts = tables.write_differences(self.connection, instrument_id, self.source, span, bounds.values)
             return self.finished(Mode.COMPARED, child, instrument_id, counts, rows)
 
@@ -219,7 +220,7 @@ class Load:
         if copied != found["good"]:
             raise HeliosError(
                 f"{self.source.path} was not loaded: {copied} of its {found['good']} rows reached the server. "
-                "Load it again."
+                "Load it again"
             )
         report = completed(Report(source=self.source, mode=mode, inserted=counts[0], changed=counts[1]), found)
         if report.rejected and self.rejects is not None:

@@ -100,7 +100,7 @@ def write_rejects(folder: Path, source: Source, rows: Iterable[tuple[int, str, s
         fresh.replace(path)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written ({error.strerror}): name another folder for rejected rows, --rejects FOLDER."
+            f"{path} cannot be written ({error.strerror}): name another folder for rejected rows, --rejects FOLDER"
         ) from error
     return path
 

@@ -63,20 +63,20 @@ def recognise(
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} is not there, or not a file: name files of klines (CSV, ZIP or JSON).")
+        raise InputError(f"{path} is not there, or not a file: name files of klines (CSV, ZIP or JSON)")
     words = folder_words(path)
     if other := next((word for word in words if word in OTHER_CANDLES), None):
-        raise InputError(f"{path} lies in a folder {other}: those candles are no trades, and are not loaded.")
+        raise InputError(f"{path} lies in a folder {other}: those candles are no trades, and are not loaded")
     stem = path.name
     for ending in ENDINGS:
         stem = stem[: -len(ending)] if stem.lower().endswith(ending) else stem
     named = NAME.fullmatch(stem)
     kind = named["kind"] if named else None
     if kind not in (None, "futures", "spot"):
-        raise InputError(f"{path} holds {kind} by its name, not klines: leave it out.")
+        raise InputError(f"{path} holds {kind} by its name, not klines: leave it out")
     told = symbol or (symbol_of(named["symbol"], archived=bool(named["year"])) if named else None)
     if not told:
-        raise InputError(f"{path} does not tell its symbol by its name: say --symbol, such as --symbol BTCUSDT.")
+        raise InputError(f"{path} does not tell its symbol by its name: say --symbol, such as --symbol BTCUSDT")
     chosen_market, assumed = market_of(path, market, words, told, kind)
     return Source(
         path=path,
@@ -113,7 +113,7 @@ def market_of(path: Path, option: str | None, words: list[str], symbol: str, kin
         try:
             return Market(option.lower()), False
         except ValueError:
-            raise InputError(f"{path}: {option!r} is not a market: choose --market from {', '.join(Market)}.") from None
+            raise InputError(f"{path}: {option!r} is not a market: choose --market from {', '.join(Market)}") from None
     for word in words:
         if word in tuple(Market):
             return Market(word), False
@@ -127,12 +127,12 @@ def market_of(path: Path, option: str | None, words: list[str], symbol: str, kin
 def interval_of(path: Path, written: str | None) -> Interval:
     """Read an interval; ccxt writes the month as 1M."""
     if written is None:
-        raise InputError(f"{path} does not tell its interval by its name: say --interval, such as --interval 1m.")
+        raise InputError(f"{path} does not tell its interval by its name: say --interval, such as --interval 1m")
     try:
         return Interval.MO1 if written == MONTH_OF_CCXT else Interval(written)
     except ValueError:
         known = ", ".join(Interval)
-        raise InputError(f"{path}: {written!r} is not an interval: choose --interval from {known}.") from None
+        raise InputError(f"{path}: {written!r} is not an interval: choose --interval from {known}") from None
 
 
 def period_of(named: re.Match[str]) -> tuple[datetime, datetime] | None:

@@ -76,7 +76,7 @@ def hold_instrument(connection: Connection, source: Source) -> int:
         if number is not None:
             return number
         connection.execute(made.on_conflict_do_nothing())
-    raise HeliosError(f"Instrument {source.series} is deleted by others while it is loaded: load the file again.")
+    raise HeliosError(f"Instrument {source.series} is deleted by others while it is loaded: load the file again")
 
 
 def lock_series(connection: Connection, instrument_id: int, source: Source) -> None:
