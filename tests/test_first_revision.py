@@ -186,7 +186,7 @@ def execute(connection: Connection, script: str) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(REVISIONS.glob("*.py")), ids=lambda file: file.name)
-def test_a_revision_stands_on_alembic_and_sqlalchemy_alone(file: Any) -> None:  # noqa: ANN401 - a path
+def test_a_revision_stands_on_alembic_and_sqlalchemy_alone(file: Any) -> None:
     """It must still run when the models have moved on; and it names no schema."""
     source = file.read_text()
     imported = set()

@@ -171,7 +171,7 @@ def write(connection: Connection) -> None:
 
 @pytest.mark.usefixtures("leaf")
 @pytest.mark.parametrize("neighbour", [read, write])
-def test_open_readers_and_writers_are_passed(engine: Engine, neighbour) -> None:  # noqa: ANN001 - one of the two above
+def test_open_readers_and_writers_are_passed(engine: Engine, neighbour) -> None:
     """A transaction that read or wrote klines and is still open holds nobody up, nor is it held up."""
     with engine.connect() as other:
         other.begin()
@@ -186,7 +186,7 @@ def test_open_readers_and_writers_are_passed(engine: Engine, neighbour) -> None:
 
 
 @pytest.mark.parametrize("neighbour", [read, write])
-def test_partition_of_would_wait_for_them(engine: Engine, neighbour) -> None:  # noqa: ANN001 - one of the two above
+def test_partition_of_would_wait_for_them(engine: Engine, neighbour) -> None:
     """The plain way stands behind every open transaction: why the function goes another way, and the test can fail."""
     plain = "FOR VALUES FROM ('2031-01-01 00:00:00+00') TO ('2032-01-01 00:00:00+00')"
     with engine.connect() as other, engine.connect() as connection:
