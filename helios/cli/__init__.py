@@ -21,6 +21,8 @@ COMMANDS = {
     "grants": "helios.cli.database",
     "environment": "helios.cli.database",
     "klines": "helios.cli.klines",
+    "quality": "helios.cli.quality",
+    "retain": "helios.cli.retain",
     "doctor": "helios.cli.doctor",
 }
 

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from helios import backfill, db, queries
 from helios.cli.output import json_option, show, talk
+from helios.cli.retain import retain_klines
 from helios.errors import HeliosError, InputError
 from helios.models import Interval, Market
 from helios.schema import migrations
@@ -23,8 +24,10 @@ INTERVALS = click.Choice([each.value for each in Interval])
 
 @click.group(epilog="Example: helios klines load BTCUSDT-1m-2025-01.zip && helios klines list")
 def klines() -> None:
-    """Load, list and show klines (candles)."""
+    """Load, list, show and retain klines (candles)."""
 
+
+klines.add_command(retain_klines)
 
 @klines.command(epilog="Example: helios klines load --market um BTCUSDT-1m-2025-01.zip folder/")
 @click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))

@@ -55,12 +55,13 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A series that has candles, and the open time of its newest."""
+    """A series that has candles, the open time of its newest, and whether its instrument trades."""
 
     instrument_id: int
     exchange: str
     market: Market
     symbol: str
+    status: InstrumentStatus
     interval: Interval
     newest: datetime
 
@@ -69,6 +70,11 @@ class Series:
         """The moment that its newest candle closes."""
         return following(self.newest, self.interval)
 
+    @property
+    def rests(self) -> bool:
+        """Whether the instrument does not trade, so that no new candle is due."""
+        return self.status in SILENT
+
 
 TABLE = postgresql.dialect().identifier_preparer.format_table(Kline.__table__)  # type: ignore[no-untyped-call]
 # Jumps: the true range of each candle, as a logarithm, against the median of all and their median deviation from it.
@@ -76,12 +82,14 @@ TABLE = postgresql.dialect().identifier_preparer.format_table(Kline.__table__)  
 # contradict: who buys as taker has a part of the volume, and the mean price lies between low and high, but for the
 # last digit that the exchange rounds (coin-margined futures count volume in contracts, so not there).
 KLINES = text(f"""
-    WITH candles AS (
-        SELECT open_time, volume,
-               lag(open_time) OVER following AS before,
-               greatest(least(high, 1e300::numeric), lag(close) OVER following) AS top,
-               least(low, lag(close) OVER following) AS bottom,
+    WITH candles AS MATERIALIZED (
+        SELECT volume = 0 AS is_quiet,
                count(*) FILTER (WHERE volume > 0) OVER following AS traded_before,
+               ln(least(greatest(high, lag(close) OVER following), 1e300::numeric)::float8
+                  / greatest(least(low, lag(close) OVER following), 1e-300::numeric)::float8) AS move,
+               -- A month counts its mean length, so that rounding gives whole ones.
+               round(extract(epoch FROM open_time - lag(open_time) OVER following)
+                     / coalesce(nullif(:seconds, 0), 2629746)) - 1 AS gap,
                taker_buy_volume > volume OR taker_buy_quote_volume > quote_volume OR (
                    :mean_price AND volume > 0 AND NOT quote_volume BETWEEN
                        low * volume * 0.999999 - 0.00001 AND high * volume * 1.000001 + 0.00001
@@ -90,33 +98,28 @@ KLINES = text(f"""
         WHERE instrument_id = :instrument_id AND "interval" = :interval
             AND open_time >= :since AND open_time < :until
         WINDOW following AS (ORDER BY open_time)
-    ), moves AS (
-        SELECT ln(least(top, 1e300::numeric)::float8 / greatest(bottom, 1e-300::numeric)::float8) AS move
-        FROM candles
-    ), middle AS (
-        SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY move) AS median FROM moves
-    ), spread AS (
-        SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY abs(move - median)) AS deviation FROM moves, middle
-    ), gaps AS (
-        SELECT CASE WHEN :seconds > 0 THEN round(extract(epoch FROM open_time - before) / :seconds) - 1
-               ELSE round(extract(epoch FROM open_time - before) / 2629746) - 1  -- months, whose lengths differ
-               END AS candles
-        FROM candles
+    ), middle AS MATERIALIZED (
+        SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY move) AS median FROM candles
+    ), spread AS MATERIALIZED (
+        SELECT median, percentile_cont(0.5) WITHIN GROUP (ORDER BY abs(move - median)) AS deviation
+        FROM candles, middle GROUP BY median
     ), runs AS (
-        SELECT count(*) AS candles FROM candles WHERE volume = 0 GROUP BY traded_before
+        SELECT count(*) AS candles FROM candles WHERE is_quiet GROUP BY traded_before
     )
-    SELECT (SELECT count(*) FROM candles) AS found,
-           (SELECT count(*) FROM candles WHERE is_implausible) AS implausible,
-           gap.*, run.*,
-           (SELECT count(*) FROM moves, middle, spread
+    SELECT count(*) AS found,
+           count(*) FILTER (WHERE is_implausible) AS implausible,
+           coalesce(sum(gap) FILTER (WHERE gap > 0), 0)::bigint AS missing,
+           count(*) FILTER (WHERE gap > 0) AS gaps,
+           coalesce(max(gap) FILTER (WHERE gap > 0), 0)::bigint AS longest_gap,
+           count(*) FILTER (WHERE is_quiet) AS quiet,
+           (SELECT coalesce(max(candles), 0) FROM runs) AS longest_quiet,
+           (SELECT count(*) FROM candles, spread
             WHERE move >= :jump_least AND move > median + :jump_deviations * 1.4826 * deviation) AS jumps,
            (SELECT min(open_time) FROM {TABLE}
             WHERE instrument_id = :instrument_id AND "interval" = :interval) AS begun,
            (SELECT max(open_time) FROM {TABLE}
             WHERE instrument_id = :instrument_id AND "interval" = :interval AND open_time < :until) AS newest
-    FROM (SELECT coalesce(sum(candles), 0) AS missing, count(*) AS gaps, coalesce(max(candles), 0) AS longest_gap
-          FROM gaps WHERE candles > 0) AS gap,
-         (SELECT coalesce(sum(candles), 0) AS quiet, coalesce(max(candles), 0) AS longest_quiet FROM runs) AS run
+    FROM candles
 """)
 
 
@@ -165,11 +168,11 @@ def measure(  # noqa: PLR0913 - a window, a clock and thresholds, by keyword alo
     facts = KlineFacts(
         expected=openings(interval, max(since, begun), min(until, now or until), anchor=begun),
         found=row.found,
-        missing=int(row.missing),
+        missing=row.missing,
         gaps=row.gaps,
-        longest_gap=int(row.longest_gap),
+        longest_gap=row.longest_gap,
         implausible=row.implausible,
-        quiet=int(row.quiet),
+        quiet=row.quiet,
         longest_quiet=row.longest_quiet,
         jumps=row.jumps,
         age_seconds=(now - following(row.newest, interval)).total_seconds() if now and row.newest else None,
@@ -290,6 +293,7 @@ def series(reader: Reader, symbol: str | None = None, interval: Interval | None 
             Instrument.exchange,
             Instrument.market,
             Instrument.symbol,
+            Instrument.status,
             present.c.interval,
             newest.label("newest"),
         )
