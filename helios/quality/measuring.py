@@ -85,8 +85,8 @@ KLINES = text(f"""
     WITH candles AS MATERIALIZED (
         SELECT volume = 0 AS is_quiet,
                count(*) FILTER (WHERE volume > 0) OVER following AS traded_before,
-               ln(least(greatest(high, lag(close) OVER following), 1e300::numeric)::float8
-                  / greatest(least(low, lag(close) OVER following), 1e-300::numeric)::float8) AS move,
+               ln(least(greatest(high, lag(close) OVER following), 1e300::numeric)::float8)
+                   - ln(greatest(least(low, lag(close) OVER following), 1e-300::numeric)::float8) AS move,
                -- A month counts its mean length, so that rounding gives whole ones.
                round(extract(epoch FROM open_time - lag(open_time) OVER following)
                      / coalesce(nullif(:seconds, 0), 2629746)) - 1 AS gap,

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Delete, Engine, Row, delete, select, text
+from sqlalchemy.exc import DBAPIError
 
 from helios import db
 from helios.errors import SchemaError
@@ -32,6 +33,7 @@ from helios.settings import Settings
 Result = TypeVar("Result")
 log = logging.getLogger("helios.retention")
 BATCH = 5_000  # rows of a transaction: some ten milliseconds, in which nobody waits for long
+NOT_IN_STATE = "55000"  # another partition of the same parent is detaching: PostgreSQL allows one at a time
 THEN = "let that end, then retain again, which goes on where this ended"
 HAS_DEFAULT = text("""
     SELECT partdefid <> 0 FROM pg_partitioned_table
@@ -115,7 +117,13 @@ class Work:
             if state is State.DETACHED:
                 return
             how = "CONCURRENTLY" if state is State.ATTACHED else "FINALIZE"
-            run(connection, f"{self.detaching(part)} {how}")
+            try:
+                run(connection, f"{self.detaching(part)} {how}")
+            except DBAPIError as error:
+                if getattr(error.orig, "pgcode", None) != NOT_IN_STATE:
+                    raise
+                said = str(error.orig).partition("\n")[0]
+                raise SchemaError(f"{part.name} cannot be detached: {said}; finish that, then retain again") from None
 
     def remove(self, part: Part, *, detach: bool) -> None:
         """Drop a table; a default partition allows no concurrent detaching, so then it is detached here, briefly."""
@@ -140,6 +148,8 @@ class Work:
 
     def has_default(self, part: Part) -> bool:
         """Say whether a DEFAULT partition stands beside, which PostgreSQL then would have to look through."""
+        if part.parent is None:  # detached already
+            return False
         with self.engine.connect() as connection:
             return bool(connection.scalar(HAS_DEFAULT, {"schema": SCHEMA, "parent": part.parent}))
 
