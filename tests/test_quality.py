@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -14,11 +15,21 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from installation import finish, start, variables
-from sqlalchemy import URL, Connection, Engine, event, insert, select, text
+from sqlalchemy import URL, Connection, Engine, event, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from helios import backfill, quality
-from helios.models import AlertLevel, DataQualityMetric, Instrument, InstrumentStatus, Interval, Kline, Market
+from helios.models import (
+    Account,
+    AlertLevel,
+    DataQualityMetric,
+    Instrument,
+    InstrumentStatus,
+    Interval,
+    Kline,
+    Market,
+    Order,
+)
 from helios.models import Ticker as TickerRow
 from helios.quality import KlineFacts, KlineThresholds, OrderFacts, TickerFacts
 from helios.quality.judging import LEVELS, Finding, verdict
@@ -507,6 +518,35 @@ def test_what_is_measured_is_stored(connection, symbol):
     )
 
 
+def test_orders_are_measured(connection, symbol):
+    """An irregular change and an order that nobody resolved are counted, and named."""
+    now = connection.scalar(text("SELECT clock_timestamp()"))
+    window = {"since": now - timedelta(minutes=5), "until": now + timedelta(minutes=5)}
+    before = quality.measure_orders(connection, **window).facts
+    instrument = stored(connection, [], symbol=symbol)
+    account = connection.scalar(
+        insert(Account).values(exchange="binance", name=symbol, market=Market.SPOT).returning(Account.id)
+    )
+    order = {"account_id": account, "instrument_id": instrument, "side": "BUY", "type": "LIMIT", "submitted_at": now}
+    for status in ("FILLED", "UNKNOWN", "NEW"):
+        named = {"id": uuid.uuid4(), "client_order_id": status, "status": status}
+        connection.execute(insert(Order).values(**order, **named))
+    connection.execute(update(Order).where(Order.client_order_id == "FILLED", own(account)).values(status="NEW"))
+    found = quality.measure_orders(connection, **window)
+    assert (before.orders + 3, before.irregular + 1, before.unresolved + 1) == (
+        found.facts.orders,
+        found.facts.irregular,
+        found.facts.unresolved,
+    )
+    assert found.verdict.score < 1
+    assert any("life cycle" in reason for reason in found.verdict.reasons)
+    assert any("unresolved" in reason for reason in found.verdict.reasons)
+
+
+def own(account: int) -> Any:
+    return Order.account_id == account
+
+
 def test_an_instrument_without_a_ticker_has_no_verdict(connection, symbol):
     """None, which is not the same as a bad one."""
     assert quality.measure_ticker(connection, stored(connection, [], symbol=symbol), now=JANUARY) is None
@@ -532,10 +572,12 @@ def test_the_command_scores_names_and_records(migrated: URL, writer, owner, symb
     said, _ = finish(start("helios.cli", "quality", symbol, "--json", env=env))
     [found] = json.loads(said)
     assert ("1m", "critical") == (found["what"], found["alert"])
-    assert 0 < found["score"] < 1
+    assert 0 < Decimal(found["score"]) < 1
     gap, age = found["reasons"]
     assert gap.startswith("5 candles missing in ")
     assert age.startswith("the newest candle closed ")
+    said, _ = finish(start("helios.cli", "quality", symbol, "--archived", "--json", env=env))
+    assert [gap] == json.loads(said)[0]["reasons"]
     command = ("helios.cli", "quality", symbol, "1m", "--until", "2025-01-01T10:00:00", "--record", "--json")
     said, _ = finish(start(*command, env=env))
     [found] = json.loads(said)
@@ -546,7 +588,7 @@ def test_the_command_scores_names_and_records(migrated: URL, writer, owner, symb
         .where(Instrument.symbol == symbol, DataQualityMetric.source == "helios quality")
     )
     with owner.connect() as connection:
-        assert [Decimal(str(found["score"]))] == connection.scalars(statement).all()
+        assert [Decimal(found["score"])] == connection.scalars(statement).all()
 
 
 def test_what_is_not_there_is_said(migrated: URL):

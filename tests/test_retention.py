@@ -1,7 +1,9 @@
 """Retention: what a policy says, what its plan shows, and that just this goes, beside trading and after kills."""
 
+import io
 import json
 import random
+import sys
 import threading
 import time
 import uuid
@@ -18,7 +20,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.exc import OperationalError
 from tables import PARENTS, insert
 
-from helios import backfill, retention, schema
+from helios import backfill, cli, retention, schema
 from helios.errors import InputError, RightsError, SchemaError
 from helios.retention import Plan, State
 from helios.retention.applying import Work
@@ -343,11 +345,11 @@ def test_killed_in_the_middle_again_and_again_it_ends_the_same(installed):
     chance = random.Random(7)  # noqa: S311 - moments, not secrets
     command = ("helios.cli", "klines", "retain", MINUTES, "--apply", "--yes")
     env = variables(installed, **OPTIONS)
-    run_sql(installed, f"SELECT {SCHEMA}.make_kline_partition('1m', year) FROM generate_series(1982, 2021) AS year")
+    run_sql(installed, f"SELECT {SCHEMA}.make_kline_partition('1m', year) FROM generate_series(1994, 2021) AS year")
     left = len(rows(installed, LEFT))
     for _ in range(3):
         process = start(*command, env=env)
-        wanted = left - chance.randint(2, 8)
+        wanted = left - chance.randint(2, 6)
         while left > wanted:
             assert process.poll() is None
             left = len(rows(installed, LEFT))
@@ -548,9 +550,35 @@ def test_the_command_plans_asks_and_drops(traded, tmp_path: Path):
     assert 2022 not in [row[0] for row in rows(traded, KLINES)]
 
 
-def test_nonsense_and_other_subjects_end_with_a_sentence(installed):
-    """Exit status 2, one line, nothing gone."""
-    for command in (("klines", "retain", "quality 90d"), ("retain", "1m 2m"), ("retain", "1m")):
-        _, talk = finish(start("helios.cli", *command, env=variables(installed, **OPTIONS)), expected=2)
-        assert 1 == len(talk.strip().splitlines())
-        assert talk.startswith("helios: ")
+def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["helios", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+@pytest.mark.parametrize("command", [("klines", "retain", "quality 90d"), ("retain", "1m 2m"), ("retain", "1m")])
+def test_nonsense_and_other_subjects_end_with_a_sentence(monkeypatch, capsys, command):
+    """Exit status 2, one line; no server is asked."""
+    assert 2 == called(monkeypatch, *command, "--apply", "--yes")
+    said = capsys.readouterr()
+    assert ("", 1) == (said.out, len(said.err.strip().splitlines()))
+    assert said.err.startswith("helios: ")
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n", 1000), ("", 1000), ("y", 0)])
+def test_on_a_terminal_it_asks_first(installed, monkeypatch, capsys, answer, left):
+    """The plan is shown; only a yes removes what it shows."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal(f"{answer}\n"))
+    assert 0 == called(monkeypatch, "klines", "retain", MINUTES, "--apply")
+    said = capsys.readouterr()
+    assert "klines_1m_2022" in said.out
+    assert "Remove this for good?" in said.err
+    assert (left == 1000) == ("nothing was removed" in said.err)
+    assert left == ask(installed, f"SELECT count(*) FROM {SCHEMA}.klines WHERE open_time < '2023-01-01Z'")

@@ -29,6 +29,7 @@ def klines() -> None:
 
 klines.add_command(retain_klines)
 
+
 @klines.command(epilog="Example: helios klines load --market um BTCUSDT-1m-2025-01.zip folder/")
 @click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--symbol", help="Symbol, where the file's name does not tell it.")

@@ -47,6 +47,7 @@ class Named:
     type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
     help="Look at the days before this moment (UTC), as if it were now; tickers and orders are left out.",
 )
+@click.option("--archived", is_flag=True, help="Do not judge how long ago a series ended: nobody feeds it.")
 @click.option("--record", is_flag=True, help="Store the verdicts in data_quality_metrics.")
 @json_option
 def quality(  # noqa: PLR0913 - a parameter for each option
@@ -57,6 +58,7 @@ def quality(  # noqa: PLR0913 - a parameter for each option
     market: str | None,
     days: int | None,
     until: datetime | None,
+    archived: bool,
     record: bool,
     as_json: bool,
 ) -> None:
@@ -64,7 +66,7 @@ def quality(  # noqa: PLR0913 - a parameter for each option
 
     Tickers and orders are scored too, unless an interval is asked for. What is bad is no failure: the exit status is 0.
     """
-    chosen = Choice(symbol, Interval(interval) if interval else None, exchange, market, days, until)
+    chosen = Choice(symbol, Interval(interval) if interval else None, exchange, market, days, until, archived)
     found: list[Named] = []
     with db.connect(db.create_engine(Settings.from_environment())) as connection:
         for each in chosen.measured(connection):
@@ -88,6 +90,7 @@ class Choice:
     market: str | None
     days: int | None
     until: datetime | None
+    archived: bool
 
     def measured(self, connection: Connection) -> Iterator[Named]:
         """Measure one after the other, with a bar."""
@@ -119,7 +122,7 @@ class Choice:
             wanted.interval,
             since=end - span,
             until=end,
-            now=None if wanted.rests else now,
+            now=None if wanted.rests or self.archived else now,
             market=wanted.market,
         )
         return Named(wanted.exchange, wanted.market, wanted.symbol, found)
@@ -149,7 +152,7 @@ def row(each: Named) -> dict[str, object]:
         "what": found.interval.value if found.interval else found.subject.value,
         "since": found.since,
         "until": found.until,
-        "score": float(found.verdict.score),
+        "score": found.verdict.score,
         "alert": found.verdict.alert_level.value,
         "reasons": found.verdict.reasons,
     }

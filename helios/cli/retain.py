@@ -60,8 +60,7 @@ def carry_out(policy: retention.Policy, *, apply_it: bool, yes: bool, as_json: b
         show_plan(plan, as_json=False)
     talk().print(summary(plan), soft_wrap=True)
     gone = []
-    if not plan.empty:
-        confirm(yes=yes)
+    if not plan.empty and (yes or confirmed()):
         for each in retention.apply(settings, plan):
             talk().print(f"removed {each.what}: {each.rows:,} rows", soft_wrap=True)
             gone.append({"removed": each.what, "rows": each.rows})
@@ -69,18 +68,19 @@ def carry_out(policy: retention.Policy, *, apply_it: bool, yes: bool, as_json: b
         show(gone, as_json=True, nothing="")
 
 
-def confirm(*, yes: bool) -> None:
+def confirmed() -> bool:
     """Ask before anything is removed.
 
     Raises:
         InputError: there is nobody to ask.
 
     """
-    if yes:
-        return
     if not sys.stdin.isatty():
         raise InputError("--apply removes data for good, and there is no terminal to confirm it on: say --yes")
-    click.confirm("Remove this for good?", abort=True, err=True)
+    agreed = click.confirm("Remove this for good?", err=True)
+    if not agreed:
+        talk().print("nothing was removed")
+    return agreed
 
 
 def show_plan(plan: retention.Plan, *, as_json: bool) -> None:
@@ -115,7 +115,8 @@ def show_plan(plan: retention.Plan, *, as_json: bool) -> None:
 def summary(plan: retention.Plan) -> str:
     """Say in a sentence what goes and what remains."""
     going, staying = plan.going, [each for each in plan.parts if not each.goes]
-    parts = f"{len(going)} partitions with about {sum(each.rows for each in going):,} rows go"
+    count = "1 partition" if len(going) == 1 else f"{len(going)} partitions"
+    parts = f"{count} with about {sum(each.rows for each in going):,} rows go"
     remain = f"{len(staying)} with about {sum(each.rows for each in staying):,} rows remain of the intervals named"
     said = [f"{parts} ({size(sum(each.bytes for each in going))}), {remain}"] if plan.parts else []
     said += [f"{each.rows:,} rows of {each.rule.name} go, {each.remaining:,} remain" for each in plan.shares]

@@ -35,6 +35,10 @@ log = logging.getLogger("helios.retention")
 BATCH = 5_000  # rows of a transaction: some ten milliseconds, in which nobody waits for long
 NOT_IN_STATE = "55000"  # another partition of the same parent is detaching: PostgreSQL allows one at a time
 THEN = "let that end, then retain again, which goes on where this ended"
+COMMENT = text("""
+    SELECT format('COMMENT ON TABLE %I.%I IS %L',
+                  CAST(:schema AS text), CAST(:name AS text), CAST(:comment AS text))
+""")
 HAS_DEFAULT = text("""
     SELECT partdefid <> 0 FROM pg_partitioned_table
     WHERE partrelid = to_regclass(format('%I.%I', CAST(:schema AS text), CAST(:parent AS text)))
@@ -87,28 +91,32 @@ class Work:
 
     def drop(self, part: Part) -> bool:
         """Detach and drop one partition; False when somebody else has done so."""
-        if self.state(part) is None:
+        concurrently = self.patiently(lambda: self.mark(part))
+        if concurrently is None:
             return False
-        self.patiently(lambda: self.mark(part))
-        concurrently = not self.has_default(part)
         if concurrently:
             self.patiently(lambda: self.detach(part))
-        self.patiently(lambda: self.remove(part, detach=not concurrently))
-        log.info("dropped %s", part.name)
+        self.patiently(lambda: self.remove(part))
+        log.debug("dropped %s", part.name)
         return True
 
-    def mark(self, part: Part) -> None:
-        """Mark a table as going, and forget the files that were loaded into it."""
+    def mark(self, part: Part) -> bool | None:
+        """Mark a table as going, and forget the files that were loaded into it.
+
+        Tells whether it may be detached concurrently, which it may not beside a DEFAULT partition; None: it is gone.
+        """
         words = MARK.format(interval=part.interval, lower=part.lower.isoformat(), upper=part.upper.isoformat())
         comment = f"Candles of {part.interval} from {part.lower:%Y-%m-%d}; {words}"
         with self.engine.begin() as connection:
+            if look(connection, part) is None:
+                return None
             self.expect(connection, part)
-            statement = "SELECT format('COMMENT ON TABLE %I.%I IS %L', CAST(:schema AS text), CAST(:name AS text), "
-            quoted = connection.scalar(
-                text(statement + "CAST(:comment AS text))"), {"schema": SCHEMA, "name": part.name, "comment": comment}
-            )
+            quoted = connection.scalar(COMMENT, {"schema": SCHEMA, "name": part.name, "comment": comment})
             run(connection, str(quoted))
             connection.execute(forget_files(part))
+            if part.parent is None:  # detached already
+                return True
+            return not connection.scalar(HAS_DEFAULT, {"schema": SCHEMA, "parent": part.parent})
 
     def detach(self, part: Part) -> None:
         """Detach a partition while others write; or finish what was begun."""
@@ -125,11 +133,11 @@ class Work:
                 said = str(error.orig).partition("\n")[0]
                 raise SchemaError(f"{part.name} cannot be detached: {said}; finish that, then retain again") from None
 
-    def remove(self, part: Part, *, detach: bool) -> None:
-        """Drop a table; a default partition allows no concurrent detaching, so then it is detached here, briefly."""
+    def remove(self, part: Part) -> None:
+        """Drop a table; one that could not be detached before is detached here, which stops others for a moment."""
         with self.engine.begin() as connection:
             connection.execute(forget_files(part))
-            if self.expect(connection, part) is State.ATTACHED and detach:
+            if self.expect(connection, part) is State.ATTACHED:
                 run(connection, self.detaching(part))
             run(connection, f"DROP TABLE {self.quoted(part.name)}")
 
@@ -139,19 +147,6 @@ class Work:
         if found is None or (found.name, found.lower, found.upper) != (part.name, part.lower, part.upper):
             raise SchemaError(f"{part.name} is not what the plan showed: make a new plan; nothing more was dropped")
         return State(found.state)
-
-    def state(self, part: Part) -> State | None:
-        """Tell where a partition stands; None when it is gone."""
-        with self.engine.connect() as connection:
-            found = look(connection, part)
-        return State(found.state) if found else None
-
-    def has_default(self, part: Part) -> bool:
-        """Say whether a DEFAULT partition stands beside, which PostgreSQL then would have to look through."""
-        if part.parent is None:  # detached already
-            return False
-        with self.engine.connect() as connection:
-            return bool(connection.scalar(HAS_DEFAULT, {"schema": SCHEMA, "parent": part.parent}))
 
     def delete(self, share: Share) -> int:
         """Delete old rows in transactions of bounded size; count them."""
@@ -211,8 +206,7 @@ class Work:
 
 def look(connection: Connection, part: Part) -> Row[Any] | None:
     """Find a partition by its number in the catalog, which no other table will have."""
-    rows = connection.execute(PARTS, {"schema": SCHEMA, "marked": MARKED})
-    return next((row for row in rows if row.oid == part.oid), None)
+    return connection.execute(PARTS, {"schema": SCHEMA, "marked": MARKED, "oid": part.oid}).one_or_none()
 
 
 def run(connection: Connection, statement: str) -> None:

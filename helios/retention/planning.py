@@ -44,7 +44,7 @@ PARTS = text(r"""
            END::bigint AS rows
     FROM leaves JOIN pg_class AS leaf ON leaf.oid = leaves.oid
     LEFT JOIN pg_class AS parent ON parent.oid = leaves.parent
-    WHERE bounds IS NOT NULL AND leaves.of IS NOT NULL
+    WHERE bounds IS NOT NULL AND leaves.of IS NOT NULL AND leaf.oid = coalesce(CAST(:oid AS bigint), leaf.oid::bigint)
     ORDER BY bounds[1]::timestamptz, leaf.relname
 """)
 
@@ -128,7 +128,7 @@ def plan(connection: Connection, policy: Policy, *, now: datetime | None = None)
     now = now or connection.execute(select(func.now())).scalar_one()
     order = [each.interval.value for each in policy.rules if each.interval]
     parts = []
-    for row in connection.execute(PARTS, {"schema": SCHEMA, "marked": MARKED}):
+    for row in connection.execute(PARTS, {"schema": SCHEMA, "marked": MARKED, "oid": None}):
         rule = policy.of_klines(row.interval)
         if rule is not None:
             values = {**row._mapping, "state": State(row.state)}  # noqa: SLF001 - SQLAlchemy's public name
