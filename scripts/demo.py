@@ -12,12 +12,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import make_klines
+import psycopg2
 
 from helios import servers
 from helios.errors import HeliosError
@@ -42,7 +43,7 @@ def main() -> None:
     os.environ.update(OWN)
     try:
         settings = Settings.from_environment()
-        with both_servers(settings) as url:
+        with both_servers(settings) as url, the_only_one(url):
             run(
                 servers.available(settings).postgres / "pg_dump",
                 url,
@@ -78,6 +79,18 @@ def both_servers(settings: Settings) -> Iterator[str]:
         for each in held:
             if each.place.name in ending:
                 each.wait_ended()
+
+
+@contextmanager
+def the_only_one(url: str) -> Iterator[None]:
+    """Wait for another demo to end: it works in the same schema."""
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute("SELECT pg_try_advisory_lock(hashtext('helios demo'))")
+        if not cursor.fetchone()[0]:
+            say("Waiting for another demo to end")
+            cursor.execute("SELECT pg_advisory_lock(hashtext('helios demo'))")
+        yield
 
 
 def run(pg_dump: Path, url: str, files: list[str]) -> None:
