@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 
 from helios import db
 from helios.errors import HeliosError
-from helios.schema import environment, grants, operations, preparation
+from helios.schema import environment, grants, migrations, operations, preparation
 from helios.schema.roles import roles_of
 from helios.settings import Settings
 
@@ -80,6 +80,7 @@ def change(settings: Settings, command: str) -> None:
         owner = db.create_migration_engine(settings, prepared.role)
         preparation.patiently(owner, wait, lambda: run(owner, schema, wait))
         preparation.finish(login, schema, roles, wait)
+        log.info("schema %s stands at %s", schema, ", ".join(migrations.current(connection, schema)) or "its beginning")
         if settings.migration_url is None and not environment.read(connection, schema).marked:
             environment.mark(connection, schema, "development")  # an embedded server knows what it is for
 
