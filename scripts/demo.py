@@ -7,9 +7,9 @@ the embedded server, whatever DATABASE_URL says, and clears what an earlier demo
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -93,21 +93,32 @@ def the_only_one(url: str) -> Iterator[None]:
         yield
 
 
-def run(pg_dump: Path, url: str, files: list[str]) -> None:
+@contextmanager
+def working_folder(settings: Settings) -> Iterator[Path]:
+    """Make a folder beside the servers' data, which a demo that was killed leaves to the next one."""
+    folder = settings.helios_home.resolve() / "demo"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def run(pg_dump: Path, url: str, folder: Path, files: list[str]) -> None:
     """Do the main job."""
     before = checksum_of_public(pg_dump, url)
     helios("upgrade")  # so that there is something to clear, also the first time
     helios("downgrade", "base")
     shown("upgrade")
-    with tempfile.TemporaryDirectory(prefix="helios-demo-") as folder:
-        expected = None
-        if not files:
-            say(f"Generating one month of 1m klines of {', '.join(SYMBOLS)}, with the defects of the public archive")
-            made = generated(Path(folder))
-            files, expected = [str(each.path) for each in made], {each.symbol: each.good for each in made}
-        shown("klines", "load", "--rejects", f"{folder}/rejects", *files)
-        say("The same again: every row is compared, none is written")
-        shown("klines", "load", "--again", "--rejects", f"{folder}/rejects", *files)
+    expected = None
+    if not files:
+        say(f"Generating one month of 1m klines of {', '.join(SYMBOLS)}, with the defects of the public archive")
+        made = generated(folder)
+        files, expected = [str(each.path) for each in made], {each.symbol: each.good for each in made}
+    shown("klines", "load", "--rejects", f"{folder}/rejects", *files)
+    say("The same again: every row is compared, none is written")
+    shown("klines", "load", "--again", "--rejects", f"{folder}/rejects", *files)
     shown("klines", "list")
     series: list[dict[str, Any]] = json.loads(helios("klines", "list", "--json"))
     if expected is not None and expected != {each["symbol"]: each["rows"] for each in series}:
