@@ -47,6 +47,7 @@ def main() -> None:
             run(
                 servers.available(settings).postgres / "pg_dump",
                 url,
+                folder,
                 [str(Path(each).resolve()) for each in sys.argv[1:]],
             )
     except HeliosError as error:
