@@ -43,13 +43,9 @@ def main() -> None:
     os.environ.update(OWN)
     try:
         settings = Settings.from_environment()
-        with both_servers(settings) as url, the_only_one(url):
-            run(
-                servers.available(settings).postgres / "pg_dump",
-                url,
-                folder,
-                [str(Path(each).resolve()) for each in sys.argv[1:]],
-            )
+        with both_servers(settings) as url, the_only_one(url), working_folder(settings) as folder:
+            files = [str(Path(each).resolve()) for each in sys.argv[1:]]
+            run(servers.available(settings).postgres / "pg_dump", url, folder, files)
     except HeliosError as error:
         raise SystemExit(f"demo: {error}") from None
     say(f"Done. To look around: DATABASE_SCHEMA={SCHEMA} .venv/bin/helios klines list")
