@@ -201,7 +201,7 @@ def show_candles(  # noqa: PLR0913 - a parameter for each option
     settings = Settings.from_environment()
     with db.connect(db.create_engine(settings)) as connection:
         instrument_id = the_instrument(connection, symbol, exchange, market)
-        candles = queries.latest_klines(connection, instrument_id, Interval(interval), last)
+        candles = queries.klines(instrument_id, Interval(interval), last=last).rows(connection)
     rows = [
         {
             "open_time": row.open_time,
@@ -227,7 +227,7 @@ def the_instrument(reader: queries.Reader, symbol: str, exchange: str | None, ma
     """
     found = [
         row
-        for row in queries.instruments_named(reader, symbol)
+        for row in queries.instruments_named(symbol).rows(reader)
         if exchange in (None, row.exchange) and market in (None, row.market)
     ]
     if not found:
