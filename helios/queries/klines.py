@@ -1,7 +1,7 @@
 """Questions about klines: a series or its newest candles, the newest of each instrument, gaps, coverage."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -124,7 +124,7 @@ def gaps(
     told = moments(since=since, until=until)
     parameters: dict[str, Any] = {"instrument_id": instrument_id, "interval": of, **told}
     if of.length is not None:
-        parameters |= {"length": of.length, "seconds": of.length.total_seconds()}
+        parameters |= {"length": of.length, "seconds": of.length // timedelta(seconds=1)}
     return Query(gaps_statement(frozenset(parameters)), parameters)
 
 
@@ -139,8 +139,8 @@ def gaps_statement(told: frozenset[str]) -> Select[Any]:
     if "length" in told:
         apart = type_coerce(there - here, Duration())
         is_gap = apart > bindparam("length", type_=Duration())
-        missing = func.ceil(extract("epoch", apart) / bindparam("seconds", type_=KLINES.c.open.type)) - 1
-        start = here + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("seconds"))
+        missing = func.ceil(extract("epoch", apart) / bindparam("seconds", type_=BigInteger())) - 1
+        start = here + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("seconds", type_=BigInteger()))
     else:
         missing = month_number(there) - month_number(here) - 1
         is_gap = missing > 0

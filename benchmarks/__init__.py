@@ -1,0 +1,1 @@
+"""What Helios costs, side by side with its peers."""
