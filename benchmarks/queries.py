@@ -51,9 +51,9 @@ DISTINCT_ON = f"""
 """
 FILL = text(f"""
     INSERT INTO "{SCHEMA}".klines
-    SELECT i, 1 + price % 900, :first + make_interval(mins => minute), price / 100.0, price / 100.0 + 1.25,
-           price / 100.0 - 0.75, price / 100.0 + 0.5, price / 1000.0, price * 12.34567, price / 2000.0,
-           price * 6.12345, '1m'
+    SELECT i, 1 + price % 900, :first + make_interval(mins => minute), round(price / 100.0, 2),
+           round(price / 100.0 + 1.25, 2), round(price / 100.0 - 0.75, 2), round(price / 100.0 + 0.5, 2),
+           round(price / 1000.0, 5), price * 12.34567, round(price / 2000.0, 5), price * 6.12345, '1m'
     FROM generate_series(CAST(:since AS integer), CAST(:until AS integer)) AS minute, generate_series(1, :instruments) AS i,
          LATERAL (SELECT 10000 + (minute * 7919 + i * 104729) % 990007 AS price) AS made
 """)
