@@ -55,7 +55,7 @@ FILL = text(f"""
            round(price / 100.0 + 1.25, 2), round(price / 100.0 - 0.75, 2), round(price / 100.0 + 0.5, 2),
            round(price / 1000.0, 5), price * 12.34567, round(price / 2000.0, 5), price * 6.12345, '1m'
     FROM generate_series(CAST(:since AS integer), CAST(:until AS integer)) AS minute, generate_series(1, :instruments) AS i,
-         LATERAL (SELECT 10000 + (minute * 7919 + i * 104729) % 990007 AS price) AS made
+         LATERAL (SELECT 10000 + (CAST(minute AS bigint) * 7919 + i * 104729) % 990007 AS price) AS made
 """)
 Ask = Callable[[int], Any]
 
