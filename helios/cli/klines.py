@@ -1,11 +1,17 @@
-"""Commands of klines: load files, list the series, show the newest candles."""
+"""Commands of klines: load files, list the series, draw or print candles."""
+
+import sys
+from datetime import datetime
+from pathlib import Path
 
 import click
 
 from helios import db, queries
-from helios.cli.load import INTERVALS, MARKETS, load
-from helios.cli.output import json_option, show
-from helios.errors import InputError
+from helios.cli import charts
+from helios.cli.instruments import Moment, exchange_option, market_option, the_instrument
+from helios.cli.load import INTERVALS, load
+from helios.cli.output import json_option, out, show, talk
+from helios.errors import HeliosError, InputError
 from helios.models import Interval
 from helios.settings import Settings
 
@@ -21,10 +27,17 @@ klines.add_command(load)
 @klines.command("list", epilog="Example: helios klines list --json")
 @json_option
 def list_series(*, as_json: bool) -> None:
-    """List every series: its rows, first and last candle (UTC), and how many are missing between."""
+    """List every series: its rows, first and last candle (UTC), and the gaps between, with a bar of what is there.
+
+    Each block of the bar is a sixteenth of the time from the first candle to the last: full where nothing is missing,
+    blank where everything is. Only series that lack candles are searched for gaps.
+    """
     settings = Settings.from_environment()
     with db.connect(db.create_engine(settings)) as connection:
-        found = queries.coverage(connection)
+        found = [
+            (each, queries.gaps(each.instrument_id, each.interval).rows(connection) if each.missing else ())
+            for each in queries.coverage(connection)
+        ]
     rows = [
         {
             "exchange": each.exchange,
@@ -34,59 +47,75 @@ def list_series(*, as_json: bool) -> None:
             "rows": each.rows,
             "first": each.first,
             "last": each.last,
+            "gaps": len(gaps),
             "missing": each.missing,
+            **({} if as_json else {"coverage": charts.coverage_bar(each, gaps)}),
         }
-        for each in found
+        for each, gaps in found
     ]
-    show(rows, as_json=as_json, nothing="no klines yet: helios klines load FILE...", right=("rows", "missing"))
+    show(rows, as_json=as_json, nothing="no klines yet: helios klines load FILE...", right=("rows", "gaps", "missing"))
 
 
 @klines.command("show", epilog="Example: helios klines show BTCUSDT 1h --last 24")
 @click.argument("symbol")
 @click.argument("interval", type=INTERVALS)
-@click.option("--exchange", help="Exchange, where the symbol is on several.")
-@click.option("--market", type=MARKETS, help="Market, where the symbol is in several.")
-@click.option("--last", default=10, show_default=True, type=click.IntRange(1, 100_000), help="How many candles.")
+@exchange_option
+@market_option
+@click.option(
+    "--since", type=Moment(), help="Show candles opened at this time (UTC) or later, such as 2025-01-31T12:00."
+)
+@click.option("--until", type=Moment(), help="Show candles opened before this time (UTC).")
+@click.option(
+    "--last",
+    type=click.IntRange(1, 100_000),
+    help="How many candles, the newest; without --since, 100 where they are drawn and 10 elsewhere.",
+)
+@click.option("--table", is_flag=True, help="Print a table, also in a terminal.")
+@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw into this PNG file instead.")
 @json_option
 def show_candles(  # noqa: PLR0913 - a parameter for each option
-    symbol: str, interval: str, *, exchange: str | None, market: str | None, last: int, as_json: bool
+    symbol: str,
+    interval: str,
+    *,
+    exchange: str | None,
+    market: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    last: int | None,
+    table: bool,
+    png: Path | None,
+    as_json: bool,
 ) -> None:
-    """Show the newest candles of SYMBOL at INTERVAL, oldest first; times are UTC."""
+    """Draw the candles of SYMBOL at INTERVAL; times are UTC.
+
+    In a terminal they are drawn, where helios[charts] is installed; elsewhere they are a table, oldest first.
+    """
+    drawn = png is not None or (sys.stdout.isatty() and not (table or as_json))
+    if drawn and png is None and not charts.installed("plotext"):
+        talk().print('a table, because drawing needs plotext: pip install "helios[charts]"')
+        drawn = False
+    if last is None and since is None:
+        last = 100 if drawn else 10
+    of = Interval(interval)
     settings = Settings.from_environment()
     with db.connect(db.create_engine(settings)) as connection:
-        instrument_id = the_instrument(connection, symbol, exchange, market)
-        candles = queries.latest_klines(connection, instrument_id, Interval(interval), last)
-    rows = [
-        {
-            "open_time": row.open_time,
-            "open": row.open,
-            "high": row.high,
-            "low": row.low,
-            "close": row.close,
-            "volume": row.volume,
-            "trades": row.trades,
-        }
-        for row in candles
-    ]
-    right = ("open", "high", "low", "close", "volume", "trades")
-    show(rows, as_json=as_json, nothing=f"{symbol} has no klines at {interval}: helios klines list", right=right)
+        instrument = the_instrument(connection, symbol, exchange, market)
+        candles = queries.klines(instrument.id, of, since=since, until=until, last=last).rows(connection)
+    name = f"{instrument.exchange} {instrument.market.value} {instrument.symbol}"
+    if not (drawn and candles):
+        nothing = f"{symbol} has no klines at {interval}{' then' if since or until else ''}: helios klines list"
+        show([shown(row) for row in candles], as_json=as_json, nothing=nothing, right=tuple(SHOWN[1:]))
+    elif png is not None:
+        charts.as_png(candles, of, name, png)
+        talk().print(f"{len(candles):,} candles drawn into {png}", soft_wrap=True)
+    else:
+        size = out().size
+        click.echo(charts.in_terminal(candles, of, name, width=size.width, height=min(size.height - 3, 40)))
 
 
-def the_instrument(reader: queries.Reader, symbol: str, exchange: str | None, market: str | None) -> int:
-    """Find the one instrument that is meant.
+SHOWN = ("open_time", "open", "high", "low", "close", "volume", "trades")
 
-    Raises:
-        InputError: there is none, or the symbol alone does not tell which.
 
-    """
-    found = [
-        row
-        for row in queries.instruments_named(reader, symbol)
-        if exchange in (None, row.exchange) and market in (None, row.market)
-    ]
-    if not found:
-        raise InputError(f"there is no instrument {symbol!r} here: `helios klines list` shows those with klines")
-    if len(found) > 1:
-        places = ", ".join(f"{row.exchange} {row.market.value}" for row in found)
-        raise InputError(f"{symbol!r} is on {places}: choose with --exchange and --market")
-    return int(found[0].id)
+def shown(row: Any) -> dict[str, Any]:  # noqa: ANN401 - a row of klines
+    """What the table of candles shows of one."""
+    return {name: getattr(row, name) for name in SHOWN}
