@@ -11,9 +11,9 @@ from statistics import median
 from typing import Any
 
 import make_klines
+
 from benchmarks import peers
 from benchmarks.place import COLUMNS, KLINES, Place
-
 from helios import backfill
 
 ANCHOR = "psql \\copy of ready rows"

@@ -21,7 +21,7 @@ from helios.backfill.reading import OutOfBoundsError, Reading, now
 from helios.backfill.report import Mode, Progress, Report, Stage, write_rejects
 from helios.backfill.source import Source
 from helios.backfill.tiers import Tier, chosen, reading
-from helios.backfill.verdict import alert_level, completed, moment
+from helios.backfill.verdict import completed, judged, moment
 from helios.errors import HeliosError, InputError
 from helios.models import Interval, Kline, QualitySubject
 
@@ -244,6 +244,7 @@ class Load:
 
     def remember(self, report: Report, instrument_id: int, found: dict[str, Any], sha256: str) -> None:
         """Write the rows of kline_files and data_quality_metrics."""
+        verdict = judged(report, found)
         tables.remember_file(
             self.connection,
             instrument_id,
@@ -269,7 +270,8 @@ class Load:
                 "rows_found": report.good,
                 "rows_rejected": report.rejected,
                 "completeness": str(round(report.completeness, 6)),
-                "alert_level": alert_level(report),
+                "score": verdict.score,
+                "alert_level": verdict.alert_level,
                 "reasons": report.reasons,
             },
         )

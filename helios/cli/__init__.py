@@ -22,6 +22,8 @@ COMMANDS = {
     "environment": "helios.cli.database",
     "klines": "helios.cli.klines",
     "price": "helios.cli.price",
+    "quality": "helios.cli.quality",
+    "retain": "helios.cli.retain",
     "doctor": "helios.cli.doctor",
 }
 

@@ -3,6 +3,7 @@
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,17 +12,18 @@ from helios.cli import charts
 from helios.cli.instruments import Moment, exchange_option, market_option, the_instrument
 from helios.cli.load import INTERVALS, load
 from helios.cli.output import json_option, out, show, talk
-from helios.errors import HeliosError, InputError
+from helios.cli.retain import retain_klines
 from helios.models import Interval
 from helios.settings import Settings
 
 
 @click.group(epilog="Example: helios klines load BTCUSDT-1m-2025-01.zip && helios klines list")
 def klines() -> None:
-    """Load, list and show klines (candles)."""
+    """Load, list, show and retain klines (candles)."""
 
 
 klines.add_command(load)
+klines.add_command(retain_klines)
 
 
 @klines.command("list", epilog="Example: helios klines list --json")
