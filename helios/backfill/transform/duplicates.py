@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from decimal import Decimal
 from itertools import islice
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from .candle import Candle
 from .checking import Checker
@@ -29,6 +29,14 @@ class Duplicates:
         self.spool = tempfile.TemporaryFile("w+", encoding="ascii")  # noqa: SIM115 - it lives as long as the reading
         self.count = 0
         checker.on_duplicate = self.keep
+
+    def __enter__(self) -> Self:
+        """Be used in a with statement."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Forget the rows."""
+        self.spool.close()
 
     def keep(self, line: int, row: bytes, candle: Candle) -> None:
         """Put a row aside."""
