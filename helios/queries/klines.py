@@ -55,18 +55,17 @@ def klines(
         if last < 1:
             raise InputError(f"last={last!r} is not a number of candles: pass 1 or more")
         parameters["last"] = last
-    return Query(candles(frozenset(parameters)), parameters, Kline)
+    return Query(candles(frozenset(parameters)), parameters, Kline, turned=last is not None)
 
 
 # Statements are made once for each form: making one costs a tenth of what the newest 500 candles cost.
 @cache
 def candles(told: frozenset[str]) -> Select[Any]:
-    """Make the statement for candles of one series, with the bounds whose names are told."""
+    """Make the statement for candles of one series, with the bounds that are told; `last` turns the order."""
     found = of_series(select(*KLINES.c), told)
-    if "last" not in told:
-        return found.order_by(KLINES.c.open_time)
-    newest = found.order_by(KLINES.c.open_time.desc()).limit(bindparam("last")).subquery("newest")
-    return select(newest).order_by(newest.c.open_time)
+    if "last" in told:
+        return found.order_by(KLINES.c.open_time.desc()).limit(bindparam("last"))
+    return found.order_by(KLINES.c.open_time)
 
 
 def of_series(statement: Select[Any], told: frozenset[str]) -> Select[Any]:
