@@ -54,7 +54,8 @@ FILL = text(f"""
     SELECT i, 1 + price % 900, :first + make_interval(mins => minute), round(price / 100.0, 2),
            round(price / 100.0 + 1.25, 2), round(price / 100.0 - 0.75, 2), round(price / 100.0 + 0.5, 2),
            round(price / 1000.0, 5), price * 12.34567, round(price / 2000.0, 5), price * 6.12345, '1m'
-    FROM generate_series(CAST(:since AS integer), CAST(:until AS integer)) AS minute, generate_series(1, :instruments) AS i,
+    FROM generate_series(CAST(:since AS integer), CAST(:until AS integer)) AS minute,
+         generate_series(1, :instruments) AS i,
          LATERAL (SELECT 10000 + (CAST(minute AS bigint) * 7919 + i * 104729) % 990007 AS price) AS made
 """)
 Ask = Callable[[int], Any]
@@ -112,7 +113,8 @@ def run(  # noqa: PLR0913 - what a run is made of
             }
             results += measured("newest of every instrument", each, ids, samples, instruments)
             slow: dict[str, Ask] = {"DISTINCT ON": lambda _at: connection.execute(text(DISTINCT_ON)).all()}
-            results += measured("newest of every instrument", slow, ids, slow_samples, instruments, results[-3]["p50_ms"])
+            anchor = results[-3]["p50_ms"]
+            results += measured("newest of every instrument", slow, ids, slow_samples, instruments, anchor=anchor)
             whole: dict[str, Ask] = {
                 "queries.gaps().rows, one series": lambda at: queries.gaps(at, Interval.M1).rows(connection),
                 "queries.coverage(), all series": lambda _at: queries.coverage(connection),
@@ -124,7 +126,7 @@ def run(  # noqa: PLR0913 - what a run is made of
 
 
 def measured(  # noqa: PLR0913 - what is compared
-    about: str, contestants: dict[str, Ask], ids: random.Random, samples: int, instruments: int, anchor: float = 0
+    about: str, contestants: dict[str, Ask], ids: random.Random, samples: int, instruments: int, *, anchor: float = 0
 ) -> list[dict[str, Any]]:
     """Time the contestants in turn, each as often, in changing order; the first is the anchor unless one is given."""
     taken: dict[str, list[float]] = {name: [] for name in contestants}

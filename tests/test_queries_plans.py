@@ -27,7 +27,8 @@ SERIES = {
 ORDERS = f"""
     INSERT INTO "{SCHEMA}".orders (id, account_id, instrument_id, client_order_id, side, type, status, submitted_at)
     SELECT gen_random_uuid(), 1, 1 + mod(n, 20), 'plan-' || n, 'BUY', 'LIMIT',
-           CASE WHEN mod(n, 500) = 0 THEN 'UNKNOWN' WHEN mod(n, 100) = 0 THEN 'NEW' ELSE 'FILLED' END, '2025-01-01T00:00Z'
+           CASE WHEN mod(n, 500) = 0 THEN 'UNKNOWN' WHEN mod(n, 100) = 0 THEN 'NEW' ELSE 'FILLED' END,
+           '2025-01-01T00:00Z'
     FROM generate_series(1, 20000) AS n
 """
 FILLS = f"""

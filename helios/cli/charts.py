@@ -68,11 +68,11 @@ def joined(slot: int, rows: Sequence[Any]) -> Drawn:
     )
 
 
-def title_of(name: str, interval: Interval, drawn: Sequence[Drawn], each: int) -> str:
-    """Say what is drawn, and how the price moved."""
-    change = (drawn[-1].close / drawn[0].open - 1) * 100
+def title_of(name: str, interval: Interval, candles: Rows, each: int) -> str:
+    """Say what is drawn, the last price, and how far it moved since the first."""
+    first, last = candles[0].open, candles[-1].close
     several = f", {each} candles in one" if each > 1 else ""
-    return f"{name} {interval.value}{several}   {drawn[-1].close:,.10g} ({change:+.2f} %)"
+    return f"{name} {interval.value}{several}   {last.normalize():,f} ({(last / first - 1) * 100:+.2f} %)"
 
 
 def in_terminal(candles: Rows, interval: Interval, name: str, *, width: int, height: int) -> str:
@@ -90,6 +90,8 @@ def in_terminal(candles: Rows, interval: Interval, name: str, *, width: int, hei
     columns = drawn[-1].slot * step + 1
     volume_height = max(6, height * PANELS[1] // sum(PANELS))
     low, high = min(one.low for one in drawn), max(one.high for one in drawn)
+    if low == high:
+        low, high = low * 0.99, high * 1.01
     most = max(one.volume for one in drawn)
     prices, volumes = levels(low, high, 5), levels(0, most, 3)
     margin = max(len(label) for label in (*prices.values(), *volumes.values()))
@@ -113,7 +115,7 @@ def in_terminal(candles: Rows, interval: Interval, name: str, *, width: int, hei
     below = str(figure.build()).rstrip("\n")
     figure.clear()
     span = f"{candles[0].open_time:%Y-%m-%d %H:%M} to {candles[-1].open_time:%Y-%m-%d %H:%M}, UTC"
-    return f"{title_of(name, interval, drawn, each)}\n{above}\n{below}\n{span.rjust(columns + margin + 2)}"
+    return f"{title_of(name, interval, candles, each)}\n{above}\n{below}\n{span.rjust(columns + margin + 2)}"
 
 
 def axes(
@@ -177,7 +179,7 @@ def as_png(candles: Rows, interval: Interval, name: str, file: Path) -> None:
         color=colours,
     )
     volumes.bar(at, [one.volume for one in drawn], width=apart * 0.7, color=colours)
-    prices.set_title(title_of(name, interval, drawn, each), loc="left")
+    prices.set_title(title_of(name, interval, candles, each), loc="left")
     prices.set_ylabel("price")
     volumes.set_ylabel("volume")
     volumes.set_xlabel("UTC")
@@ -185,7 +187,7 @@ def as_png(candles: Rows, interval: Interval, name: str, file: Path) -> None:
     volumes.xaxis.set_major_locator(locator)
     volumes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator, tz=UTC))
     for panel in (prices, volumes):
-        panel.yaxis.set_major_formatter("{x:,.10g}")
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.12f}".rstrip("0").rstrip("."))
         panel.grid(visible=True, alpha=0.25)
         panel.set_axisbelow(True)
         panel.margins(x=0.01)
