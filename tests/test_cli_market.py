@@ -290,12 +290,22 @@ def test_a_market_that_stands_still_is_drawn():
     assert "0.00000012" in charts.in_terminal(candles(5, **still), Interval.H1, "BTC", width=80, height=24)
 
 
-def in_a_terminal(url, *arguments):
-    """Run `helios` with a terminal of its own; gives what it shows."""
+@pytest.mark.parametrize("price", ["0.00000012", "103456.78"])
+@pytest.mark.parametrize("volume", ["0.0000123", "123456789012"])
+def test_long_figures_find_room(price, volume):
+    """The figures beside the axes take from the candles' room, not from the terminal's."""
+    low = Decimal(price)
+    prices = {"open": low, "high": low * 2, "low": low, "close": low, "volume": Decimal(volume)}
+    drawing = charts.in_terminal(candles(90, **prices), Interval.H1, "BTC", width=60, height=20)
+    assert max(len(line) for line in re.sub(r"\x1b\[[0-9;]*m", "", drawing).splitlines()) <= 60
+
+
+def in_a_terminal(url, *arguments, **more):
+    """Run `helios` with a terminal of its own; gives what it shows, colours and all."""
     child, terminal = pty.fork()
     if child == 0:
         command = [sys.executable, "-m", "helios.cli", *arguments]
-        os.execve(sys.executable, command, variables(url, COLUMNS="90", LINES="30"))  # noqa: S606 - our own command
+        os.execve(sys.executable, command, variables(url, COLUMNS="90", LINES="30", **more))  # noqa: S606 - our own command
     shown = b""
     try:
         while part := os.read(terminal, 65536):
@@ -304,15 +314,24 @@ def in_a_terminal(url, *arguments):
         pass
     os.close(terminal)
     assert 0 == os.waitpid(child, 0)[1]
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r", "")
+    return shown.decode()
 
 
 def test_in_a_terminal_candles_are_drawn(installed, symbol, show):
-    """Unless a table is asked for."""
+    """Green and red on the terminal's own background."""
     drawn = in_a_terminal(installed, *show)
     assert f"binance spot {symbol} 1h" in drawn
     assert {"┌", "█", "│"} <= set(drawn)
-    assert "open time" in in_a_terminal(installed, *show, "--table")
+    assert {"\x1b[38;5;2m", "\x1b[38;5;1m"} <= set(re.findall(r"\x1b\[[0-9;]+m", drawn))
+    assert "[48;" not in drawn
+
+
+def test_without_colours_and_as_a_table(installed, show):
+    """NO_COLOR is obeyed, and so is --table."""
+    plain = in_a_terminal(installed, *show, NO_COLOR="1")
+    assert "█" in plain
+    assert "\x1b[" not in plain
+    assert "open time" in re.sub(r"\x1b\[[0-9;]*m", "", in_a_terminal(installed, *show, "--table"))
 
 
 def test_without_plotext_a_terminal_gets_a_table(helios, installed, show, monkeypatch):

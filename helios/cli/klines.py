@@ -1,5 +1,6 @@
 """Commands of klines: load files, list the series, draw or print candles."""
 
+import os
 import sys
 from collections.abc import Iterator
 from datetime import datetime
@@ -254,7 +255,8 @@ def show_candles(  # noqa: PLR0913 - a parameter for each option
         talk().print(f"{len(candles):,} candles drawn into {png}", soft_wrap=True)
     else:
         size = out().size
-        click.echo(charts.in_terminal(candles, of, name, width=size.width, height=min(size.height - 3, 40)))
+        picture = charts.in_terminal(candles, of, name, width=size.width, height=min(size.height - 3, 40))
+        click.echo(click.unstyle(picture) if os.environ.get("NO_COLOR") else picture)
 
 
 SHOWN = ("open_time", "open", "high", "low", "close", "volume", "trades")
