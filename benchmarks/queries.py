@@ -16,15 +16,16 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import URL, Connection, create_engine, select, text
+from sqlalchemy import URL, Connection, Select, create_engine, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -54,77 +55,106 @@ FILL = text(f"""
     SELECT i, 1 + price % 900, :first + make_interval(mins => minute), round(price / 100.0, 2),
            round(price / 100.0 + 1.25, 2), round(price / 100.0 - 0.75, 2), round(price / 100.0 + 0.5, 2),
            round(price / 1000.0, 5), price * 12.34567, round(price / 2000.0, 5), price * 6.12345, '1m'
-    FROM generate_series(CAST(:since AS integer), CAST(:until AS integer)) AS minute, generate_series(1, :instruments) AS i,
+    FROM generate_series(CAST(:since AS integer), CAST(:until AS integer)) AS minute,
+         generate_series(1, :instruments) AS i,
          LATERAL (SELECT 10000 + (CAST(minute AS bigint) * 7919 + i * 104729) % 990007 AS price) AS made
 """)
 Ask = Callable[[int], Any]
+
+
+@dataclass
+class Readers:
+    """The ways to ask, on one connection of SQLAlchemy's and the driver's cursor below it."""
+
+    connection: Connection
+    session: Session
+    newest: int
+
+    def __post_init__(self) -> None:
+        """Prepare what is written by hand."""
+        self.cursor = self.connection.connection.cursor()
+        self.cursor.execute(HAND_WRITTEN)
+
+    def series(self) -> dict[str, Ask]:
+        """The newest candles of a series."""
+        return {
+            "hand-written, prepared": self.prepared,
+            "queries.klines().rows": lambda at: self.klines(at).rows(self.connection),
+            "queries.klines().objects": lambda at: self.fresh(self.klines(at).objects),
+            "ORM select": lambda at: self.fresh(lambda session: session.scalars(self.orm(at, self.newest)).all()[::-1]),
+        }
+
+    def each(self) -> dict[str, Ask]:
+        """The newest candle of every instrument."""
+        return {
+            "hand-written, prepared": lambda _at: self.prepared_of_each(),
+            "queries.latest_of_each().rows": lambda _at: queries.latest_of_each(Interval.M1).rows(self.connection),
+            "ORM select, one by one": lambda _at: self.fresh(self.one_by_one),
+        }
+
+    def slow(self) -> dict[str, Ask]:
+        """The same as it is often written."""
+        return {"DISTINCT ON": lambda _at: self.connection.execute(text(DISTINCT_ON)).all()}
+
+    def whole(self) -> dict[str, Ask]:
+        """Questions that read whole series; there is no anchor but each other."""
+        return {
+            "queries.gaps().rows, one series": lambda at: queries.gaps(at, Interval.M1).rows(self.connection),
+            "queries.coverage(), all series": lambda _at: queries.coverage(self.connection),
+            "queries.coverage(count=False)": lambda _at: queries.coverage(self.connection, count=False),
+        }
+
+    def prepared(self, at: int) -> Sequence[Any]:
+        """Read as plainly as the driver can."""
+        self.cursor.execute("EXECUTE newest (%s, %s, %s)", (at, "1m", self.newest))
+        return self.cursor.fetchall()[::-1]
+
+    def prepared_of_each(self) -> Sequence[Any]:
+        """The same for every instrument."""
+        self.cursor.execute("EXECUTE newest_of_each (%s)", ("1m",))
+        return self.cursor.fetchall()
+
+    def klines(self, at: int) -> queries.Query[Kline]:
+        """The query of Helios."""
+        return queries.klines(at, Interval.M1, last=self.newest)
+
+    def orm(self, at: int, count: int) -> Select[Kline]:
+        """The statement that ORM code holds."""
+        wanted = select(Kline).where(Kline.instrument_id == at, Kline.interval == Interval.M1)
+        return wanted.order_by(Kline.open_time.desc()).limit(count)
+
+    def one_by_one(self, session: Session) -> list[Kline]:
+        """Ask for every instrument, as a loop does."""
+        return [session.scalars(self.orm(each, 1)).one() for each in session.scalars(select(Instrument.id)).all()]
+
+    def fresh(self, ask: Callable[[Session], Any]) -> Any:  # noqa: ANN401 - objects
+        """Ask a session that remembers nothing."""
+        self.session.expunge_all()
+        return ask(self.session)
 
 
 def run(  # noqa: PLR0913 - what a run is made of
     server: URL, *, rows: int, instruments: int = 24, samples: int = 300, slow_samples: int = 3, newest: int = 500
 ) -> list[dict[str, Any]]:
     """Measure on a server, as its superuser, and give a row for each contestant: p50 in ms and its ratio."""
+    ids = random.Random(1)  # noqa: S311 - the same instruments in every run
     with database(server) as url:
         engine = create_engine(url, poolclass=NullPool)
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             fill(connection, rows // instruments, instruments)
-        results: list[dict[str, Any]] = []
         with engine.connect() as connection, Session(engine) as session:
-            driver = connection.connection.cursor()
-            driver.execute(HAND_WRITTEN)
-            ids = random.Random(1)  # noqa: S311 - the same instruments in every run
-
-            def prepared(at: int) -> Any:  # noqa: ANN401 - rows
-                driver.execute("EXECUTE newest (%s, %s, %s)", (at, "1m", newest))
-                return driver.fetchall()[::-1]
-
-            def prepared_of_each(_at: int) -> Any:  # noqa: ANN401 - rows
-                driver.execute("EXECUTE newest_of_each (%s)", ("1m",))
-                return driver.fetchall()
-
-            def orm(at: int) -> Any:  # noqa: ANN401 - objects
-                session.expunge_all()
-                wanted = select(Kline).where(Kline.instrument_id == at, Kline.interval == Interval.M1)
-                return session.scalars(wanted.order_by(Kline.open_time.desc()).limit(newest)).all()[::-1]
-
-            def objects(at: int) -> Any:  # noqa: ANN401 - objects
-                session.expunge_all()
-                return queries.klines(at, Interval.M1, last=newest).objects(session)
-
-            def orm_each(_at: int) -> Any:  # noqa: ANN401 - objects
-                session.expunge_all()
-                of = select(Kline).where(Kline.interval == Interval.M1).order_by(Kline.open_time.desc()).limit(1)
-                known = session.scalars(select(Instrument.id)).all()
-                return [session.scalars(of.where(Kline.instrument_id == each)).one() for each in known]
-
-            about = f"newest {newest} of a series"
-            quick: dict[str, Ask] = {
-                "hand-written, prepared": prepared,
-                "queries.klines().rows": lambda at: queries.klines(at, Interval.M1, last=newest).rows(connection),
-                "queries.klines().objects": objects,
-                "ORM select": orm,
-            }
-            results += measured(about, quick, ids, samples, instruments)
-            each: dict[str, Ask] = {
-                "hand-written, prepared": prepared_of_each,
-                "queries.latest_of_each().rows": lambda _at: queries.latest_of_each(Interval.M1).rows(connection),
-                "ORM select, one by one": orm_each,
-            }
-            results += measured("newest of every instrument", each, ids, samples, instruments)
-            slow: dict[str, Ask] = {"DISTINCT ON": lambda _at: connection.execute(text(DISTINCT_ON)).all()}
-            results += measured("newest of every instrument", slow, ids, slow_samples, instruments, results[-3]["p50_ms"])
-            whole: dict[str, Ask] = {
-                "queries.gaps().rows, one series": lambda at: queries.gaps(at, Interval.M1).rows(connection),
-                "queries.coverage(), all series": lambda _at: queries.coverage(connection),
-                "queries.coverage(count=False)": lambda _at: queries.coverage(connection, count=False),
-            }
-            results += measured("a whole series, or all", whole, ids, slow_samples, instruments)
-        engine.dispose()
-    return results
+            readers = Readers(connection, session, newest)
+            series = measured(f"newest {newest} of a series", readers.series(), ids, samples, instruments)
+            each = measured("newest of every instrument", readers.each(), ids, samples, instruments)
+            anchor = each[0]["p50_ms"]
+            each += measured(
+                "newest of every instrument", readers.slow(), ids, slow_samples, instruments, anchor=anchor
+            )
+            return series + each + measured("whole series", readers.whole(), ids, slow_samples, instruments)
 
 
 def measured(  # noqa: PLR0913 - what is compared
-    about: str, contestants: dict[str, Ask], ids: random.Random, samples: int, instruments: int, anchor: float = 0
+    about: str, contestants: dict[str, Ask], ids: random.Random, samples: int, instruments: int, *, anchor: float = 0
 ) -> list[dict[str, Any]]:
     """Time the contestants in turn, each as often, in changing order; the first is the anchor unless one is given."""
     taken: dict[str, list[float]] = {name: [] for name in contestants}
@@ -218,7 +248,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=300)
     parser.add_argument("--json", type=Path, help="file to write the results to")
     told = parser.parse_args()
-    with contextmanager(lambda: iter([make_url(told.url)]))() if told.url else own_server() as url:
+    with nullcontext(make_url(told.url)) if told.url else own_server() as url:
         results = run(url, rows=told.rows, instruments=told.instruments, samples=told.samples)
     show(results)
     if told.json:

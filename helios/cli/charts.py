@@ -16,7 +16,7 @@ from helios.queries import Coverage, Rows
 
 LEVELS = " ▁▂▃▄▅▆▇█"
 UP, DOWN = "#26a69a", "#ef5350"
-MOST_IN_PNG = 500  # of 1,800 pixels, so that a body stays wider than its wick
+MOST_IN_PNG = 300  # of 1,800 pixels, so that a body stays wider than its wick
 PANELS = (3, 1)  # heights of prices and volumes
 
 
@@ -68,11 +68,11 @@ def joined(slot: int, rows: Sequence[Any]) -> Drawn:
     )
 
 
-def title_of(name: str, interval: Interval, drawn: Sequence[Drawn], each: int) -> str:
-    """Say what is drawn, and how the price moved."""
-    change = (drawn[-1].close / drawn[0].open - 1) * 100
+def title_of(name: str, interval: Interval, candles: Rows, each: int) -> str:
+    """Say what is drawn, the last price, and how far it moved since the first."""
+    first, last = candles[0].open, candles[-1].close
     several = f", {each} candles in one" if each > 1 else ""
-    return f"{name} {interval.value}{several}   {drawn[-1].close:,.10g} ({change:+.2f} %)"
+    return f"{name} {interval.value}{several}   {last.normalize():,f} ({(last / first - 1) * 100:+.2f} %)"
 
 
 def in_terminal(candles: Rows, interval: Interval, name: str, *, width: int, height: int) -> str:
@@ -84,17 +84,17 @@ def in_terminal(candles: Rows, interval: Interval, name: str, *, width: int, hei
     """
     plotext = library("plotext")
     plotext.terminal.limit(False, False)  # noqa: FBT003 - the caller knows the size
-    room = width - 14  # beside the frame and the figures
-    drawn, each = to_draw(candles, interval, room)
-    step = max(1, min(3, room // (drawn[-1].slot + 1)))  # columns from one candle to the next
+    low, high = float(min(row.low for row in candles)), float(max(row.high for row in candles))
+    if low == high:
+        low, high = low * 0.99, high * 1.01
+    prices = levels(low, high, 5)
+    drawn, each, volumes = to_draw_beside(prices, candles, interval, width - 4)
+    margin = widest(prices, volumes)
+    step = max(1, min(3, (width - 4 - margin) // (drawn[-1].slot + 1)))  # columns from one candle to the next
     columns = drawn[-1].slot * step + 1
-    volume_height = max(6, height * PANELS[1] // sum(PANELS))
-    low, high = min(one.low for one in drawn), max(one.high for one in drawn)
-    most = max(one.volume for one in drawn)
-    prices, volumes = levels(low, high, 5), levels(0, most, 3)
-    margin = max(len(label) for label in (*prices.values(), *volumes.values()))
-    figure = plotext.figure
     at = [one.slot * step for one in drawn]
+    volume_height = max(6, height * PANELS[1] // sum(PANELS))
+    figure = plotext.figure
 
     figure.clear()
     figure.plot_size(columns + margin + 2, height - volume_height)
@@ -105,7 +105,7 @@ def in_terminal(candles: Rows, interval: Interval, name: str, *, width: int, hei
 
     figure.clear()
     figure.plot_size(columns + margin + 2, volume_height)
-    axes(figure, (columns, times(drawn, interval, step)), (0, most or 1, volumes), margin)
+    axes(figure, (columns, times(drawn, interval, step)), (0, max(volumes), volumes), margin)
     for x, one in zip(at, drawn, strict=True):
         if one.volume:
             bar = plotext.marker("█", "green" if one.rises else "red")
@@ -113,7 +113,25 @@ def in_terminal(candles: Rows, interval: Interval, name: str, *, width: int, hei
     below = str(figure.build()).rstrip("\n")
     figure.clear()
     span = f"{candles[0].open_time:%Y-%m-%d %H:%M} to {candles[-1].open_time:%Y-%m-%d %H:%M}, UTC"
-    return f"{title_of(name, interval, drawn, each)}\n{above}\n{below}\n{span.rjust(columns + margin + 2)}"
+    return f"{title_of(name, interval, candles, each)}\n{above}\n{below}\n{span.rjust(columns + margin + 2)}"
+
+
+def to_draw_beside(
+    prices: dict[float, str], candles: Rows, interval: Interval, room: int
+) -> tuple[list[Drawn], int, dict[float, str]]:
+    """Fit candles beside the figures of their axes: how many fit, the figures of the volumes decide as well."""
+    margin = widest(prices)
+    while True:
+        drawn, each = to_draw(candles, interval, max(1, room - margin))
+        volumes = levels(0, max(one.volume for one in drawn), 3)
+        if widest(volumes) <= margin or margin >= room:
+            return drawn, each, volumes
+        margin += 1
+
+
+def widest(*labels: dict[float, str]) -> int:
+    """Tell how many columns the figures of axes take."""
+    return max(len(label) for each in labels for label in each.values())
 
 
 def axes(
@@ -125,6 +143,7 @@ def axes(
     """Set both axes of a plotext figure: one column for each place, labels of one width so that panels line up."""
     columns, times_ = across
     low, high, labels = up
+    figure.theme("simple")  # the terminal's own background
     figure.ruler("x").lim(0, columns - 1)
     figure.ruler("x").ticks(list(times_), labels=list(times_.values()))
     figure.ruler("y").lim(low, high)
@@ -177,7 +196,7 @@ def as_png(candles: Rows, interval: Interval, name: str, file: Path) -> None:
         color=colours,
     )
     volumes.bar(at, [one.volume for one in drawn], width=apart * 0.7, color=colours)
-    prices.set_title(title_of(name, interval, drawn, each), loc="left")
+    prices.set_title(title_of(name, interval, candles, each), loc="left")
     prices.set_ylabel("price")
     volumes.set_ylabel("volume")
     volumes.set_xlabel("UTC")
@@ -185,7 +204,7 @@ def as_png(candles: Rows, interval: Interval, name: str, file: Path) -> None:
     volumes.xaxis.set_major_locator(locator)
     volumes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator, tz=UTC))
     for panel in (prices, volumes):
-        panel.yaxis.set_major_formatter("{x:,.10g}")
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.12f}".rstrip("0").rstrip("."))
         panel.grid(visible=True, alpha=0.25)
         panel.set_axisbelow(True)
         panel.margins(x=0.01)

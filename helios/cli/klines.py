@@ -1,5 +1,6 @@
 """Commands of klines: load files, list the series, draw or print candles."""
 
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -94,7 +95,7 @@ def show_candles(  # noqa: PLR0913 - a parameter for each option
     """
     drawn = png is not None or (sys.stdout.isatty() and not (table or as_json))
     if drawn and png is None and not charts.installed("plotext"):
-        talk().print('a table, because drawing needs plotext: pip install "helios[charts]"')
+        talk().print('a table, because drawing needs plotext: pip install "helios[charts]"', markup=False)
         drawn = False
     if last is None and since is None:
         last = 100 if drawn else 10
@@ -112,7 +113,8 @@ def show_candles(  # noqa: PLR0913 - a parameter for each option
         talk().print(f"{len(candles):,} candles drawn into {png}", soft_wrap=True)
     else:
         size = out().size
-        click.echo(charts.in_terminal(candles, of, name, width=size.width, height=min(size.height - 3, 40)))
+        picture = charts.in_terminal(candles, of, name, width=size.width, height=min(size.height - 3, 40))
+        click.echo(click.unstyle(picture) if os.environ.get("NO_COLOR") else picture)
 
 
 SHOWN = ("open_time", "open", "high", "low", "close", "volume", "trades")

@@ -73,7 +73,7 @@ def unresolved_orders_statement(told: frozenset[str]) -> Select[Any]:
 
 def positions(
     *, at: datetime | None = None, account_id: int | None = None, instrument_id: int | None = None
-) -> Query[Position]:
+) -> Query[Any]:
     """Ask for the positions now, or as they were at a moment: bought less sold, in the base asset; flat ones are left out.
 
     Both are the sum of the fills up to then, and cost a look at each of them; `models.Position` holds the newest
@@ -109,7 +109,7 @@ def sum_of_fills() -> Select[Any]:
     )
 
 
-def position_differences() -> Query[Position]:
+def position_differences() -> Query[Any]:
     """Ask for the positions that differ from the sum of their fills, with both quantities in the base asset."""
     filled = sum_of_fills().subquery("filled")
     keys = ("account_id", "instrument_id", "position_side")
