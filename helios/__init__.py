@@ -3,7 +3,7 @@
 The map, from the top; a module imports only what stands below it:
 
     cli                            the `helios` command: the only part that prints and asks
-    backfill | queries             files of klines into the table; the questions a trader asks of it
+    backfill | feed | queries      files of klines, and what the exchange says, into the tables; a trader's questions
     db                             engines, sessions and Redis clients made from the settings
     models | schema | servers      the tables; schema, grants, marker, migrations; the embedded servers
     settings                       what the environment says
