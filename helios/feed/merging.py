@@ -32,6 +32,8 @@ AMENDABLE = ("price", "stop_price", "quantity")
 # Client ids that Binance gives: to liquidations, auto-deleveraging and settlements, and to what people click.
 FORCED = ("autoclose-", "adl_autoclose", "settlement_autoclose-", "delivery_autoclose-")
 CLICKED = ("web_", "android_", "and_", "ios_", "electron_", "mac_", "pc_", "ipad_", "windows_")
+# What tells more of an order's origin stands later; one that was placed here stays so.
+ORIGINS = (OrderOrigin.ADOPTED, OrderOrigin.MANUAL, OrderOrigin.LIQUIDATION, OrderOrigin.STRATEGY)
 SIDES = (PositionSide.BOTH, PositionSide.LONG, PositionSide.SHORT)
 
 
@@ -71,6 +73,7 @@ def changes(row: Mapping[str, Any], told: Mapping[str, Any], *, tells_state: boo
         "time_in_force": later_word(row["time_in_force"], told["time_in_force"], None),
         "position_side": max(row["position_side"], told["position_side"], key=SIDES.index),
         "reduce_only": row["reduce_only"] or told["reduce_only"],
+        "origin": max(row["origin"], told["origin"], key=ORIGINS.index),
         "status": told["status"] if newer else row["status"],
         "quote_quantity": greatest(row["quote_quantity"], told["quote_quantity"]),
         "filled_quantity": max(row["filled_quantity"], told["filled_quantity"]),

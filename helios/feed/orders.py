@@ -11,10 +11,10 @@ from sqlalchemy import Row, delete, func, literal_column, or_, select, tuple_, u
 from sqlalchemy.dialects.postgresql import insert
 
 from helios.errors import HeliosError
-from helios.feed.merging import changes, first_sight, origin_of, precedes
+from helios.feed.merging import changes, first_sight, precedes
 from helios.feed.reports import FillReport, OrderReport
 from helios.feed.statements import Writer
-from helios.models import Fill, Order, OrderOrigin, PositionSide, Side
+from helios.models import Fill, Order, PositionSide, Side
 
 FILL_VALUES = ("price", "quantity", "quote_quantity", "fee", "fee_asset", "is_maker", "filled_at")
 OrderRow = dict[str, Any]
@@ -70,9 +70,6 @@ def write_order(writer: Writer, account_id: int, instrument_id: int, report: Ord
         told["filled_quantity"] = max(told["filled_quantity"], filled)
         told["filled_quote_quantity"] = max(told["filled_quote_quantity"], value)
     changed = changes(row, told, tells_state=report.status is not None)
-    if row["origin"] is not OrderOrigin.STRATEGY:
-        origin = origin_of(row["client_order_id"], (row | changed)["type"])
-        changed |= {"origin": origin} if origin is not row["origin"] else {}
     if changed:
         writer.execute(update(Order).where(Order.id == row["id"]).values(**changed))
     outcome.orders += bool(changed) or is_new
