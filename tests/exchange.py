@@ -8,6 +8,11 @@ START = 1_750_000_000_000  # 2025-06-15 15:06:40 UTC, in milliseconds
 Message = dict[str, Any]
 
 
+def chance(seed: int) -> random.Random:
+    """Chance that repeats itself."""
+    return random.Random(seed)  # noqa: S311 - nothing secret
+
+
 def execution_report(**changed: Any) -> Message:
     """A spot order that was just taken; `changed` goes by Binance's letters."""
     message = {

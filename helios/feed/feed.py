@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from helios.errors import InputError
 from helios.feed.market import VanishedError
 from helios.feed.recording import Known, Recorder, Taken
-from helios.feed.reports import Report
+from helios.feed.reports import Ignored, Report
 from helios.feed.statements import Writer
 from helios.models import Interval
 
@@ -83,6 +83,9 @@ class Feed:
 
     def write(self, reports: list[Report]) -> Taken:
         """Write what messages said, in one transaction; where another session came first, once more."""
+        ignored = [each for each in reports if isinstance(each, Ignored)]
+        if len(ignored) == len(reports):
+            return Taken(ignored=tuple(ignored))
         for attempt in range(ATTEMPTS):
             known = self._known.copy()
             try:
@@ -124,6 +127,9 @@ class AsyncFeed:
 
     async def write(self, reports: list[Report]) -> Taken:
         """Write what messages said, as `Feed.write` does."""
+        ignored = [each for each in reports if isinstance(each, Ignored)]
+        if len(ignored) == len(reports):
+            return Taken(ignored=tuple(ignored))
         for attempt in range(ATTEMPTS):
             known = self._known.copy()
             try:
