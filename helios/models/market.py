@@ -209,6 +209,10 @@ class Ticker(Base):
     quote_volume_24h: Mapped[Money | None] = mapped_column(comment="Value traded in the last 24 hours, quote asset")
     trades_24h: Mapped[int | None] = mapped_column(BigInteger, comment="Number of trades in the last 24 hours")
     event_at: Mapped[Moment] = mapped_column(comment="When the exchange said so")
+    # Quotes and trades come in messages of their own, and spot quotes without a time of the exchange's: one moment
+    # for both would let the one outdate the other.
+    priced_at: Mapped[Moment | None] = mapped_column(comment="When it said so of last price and 24 hours")
+    quoted_at: Mapped[Moment | None] = mapped_column(comment="When it said so of bid and ask")
     recorded_at: Mapped[Refreshed]
 
     instrument: Mapped[Instrument] = relationship(back_populates="ticker")

@@ -237,6 +237,8 @@ class Fill(Base):
         CheckConstraint(not_negative("quote_quantity"), name="quote_quantity_is_not_negative"),
         CheckConstraint(finite("fee"), name="fee_is_finite"),
         CheckConstraint("(fee IS NULL) = (fee_asset IS NULL)", name="fee_has_its_asset"),
+        # Whether a fill is the newest of its position is asked for each.
+        Index(None, "filled_at"),
         {"comment": "Trades that filled orders"},
     )
 

@@ -181,6 +181,8 @@ def create_market() -> None:
         column("quote_volume_24h", sa.Numeric(), "Value traded in the last 24 hours, quote asset", null=True),
         column("trades_24h", sa.BigInteger(), "Number of trades in the last 24 hours", null=True),
         column("event_at", MOMENT, "When the exchange said so"),
+        column("priced_at", MOMENT, "When it said so of last price and 24 hours", null=True),
+        column("quoted_at", MOMENT, "When it said so of bid and ask", null=True),
         column(
             "recorded_at",
             MOMENT,
@@ -476,6 +478,7 @@ def create_orders() -> None:
         check("fills", "quote_quantity_is_not_negative", not_negative("quote_quantity")),
         comment="Trades that filled orders",
     )
+    op.create_index("ix_fills_filled_at", "fills", ["filled_at"])
     op.create_table(
         "order_history",
         column("order_id", sa.Uuid(), "Order that changed"),

@@ -1,0 +1,169 @@
+"""The feed: messages in, rows out, one transaction for each call; sync and async."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sqlalchemy.exc import DBAPIError
+
+from helios.errors import InputError
+from helios.feed.market import VanishedError
+from helios.feed.recording import Known, Recorder, Taken
+from helios.feed.reports import Ignored, Report
+from helios.feed.statements import Writer
+from helios.models import Interval
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+ATTEMPTS = 10
+# What another attempt may overcome, for every write here may be repeated: serialization failure, deadlock, lock
+# timeout, a row that another session made first, and one that it deleted (what is remembered here is then forgotten).
+PASSING = frozenset({"40001", "40P01", "55P03", "23505", "23503"})
+# What the tables do not take: a failed check, a number or a text beyond what can be stored.
+REFUSED = frozenset({"23514", "22003", "22008", "22021"})
+
+
+class Factory(Protocol):
+    """A session factory (`sessionmaker`) or an engine: its `begin` commits, or rolls back on an error."""
+
+    def begin(self) -> AbstractContextManager[Writer]: ...  # noqa: D102 - as SQLAlchemy's
+
+
+class Feed:
+    """What one account of an exchange says, into the tables: late, repeated or reordered, it ends in the same rows.
+
+    Args:
+        factory: a session factory or an engine; each call is one transaction of it.
+        options: `exchange`, its name in lower case (binance); `market` of all messages (spot); `account`, a name, made
+            with the first message about it and not needed for market data (main); `symbols`, the exchange's own symbol
+            for ccxt's unified ones, where Binance's rule does not do.
+
+    """
+
+    def __init__(self, factory: Factory, **options: Any) -> None:  # noqa: ANN401 - Recorder's
+        self.factory = factory
+        self.recorder = Recorder(**options)
+        self._known = Known()
+
+    def take(
+        self,
+        message: object,
+        *,
+        symbol: str | None = None,
+        interval: str | Interval | None = None,
+        received_at: datetime | None = None,
+    ) -> Taken:
+        """Record a message: the decoded JSON of Binance (answer or stream) or a unified dictionary of ccxt.
+
+        Args:
+            message: an object or a list, in any of the forms that `helios.feed.parse` reads.
+            symbol: whose candles bare arrays are; the exchange's own symbol.
+            interval: which candles bare arrays are, 1m to 1mo (1M).
+            received_at: when the message came, with time zone; the time of what tells none. Now, if not given.
+
+        Raises:
+            InputError: the message cannot be read; nothing was written.
+
+        """
+        return self.write(self.recorder.read(message, symbol=symbol, interval=interval, received_at=received_at))
+
+    def take_all(self, messages: Iterable[object], *, received_at: datetime | None = None) -> Taken:
+        """Record many messages in one transaction; of a burst of tickers the newest of each symbol is written.
+
+        Raises:
+            InputError: one of the messages cannot be read; nothing of them was written.
+
+        """
+        return self.write(self.recorder.read_all(messages, received_at=received_at))
+
+    def write(self, reports: list[Report]) -> Taken:
+        """Write what messages said, in one transaction; where another session came first, once more."""
+        ignored = [each for each in reports if isinstance(each, Ignored)]
+        if len(ignored) == len(reports):
+            return Taken(ignored=tuple(ignored))
+        for attempt in range(ATTEMPTS):
+            known = self._known.copy()
+            try:
+                with self.factory.begin() as writer:
+                    taken = self.recorder.write(writer, reports, known)
+            except (DBAPIError, VanishedError) as error:
+                self._known = Known()
+                give_up_unless_passing(error, attempt)
+                time.sleep(pause(attempt))
+            else:
+                self._known = known
+                return taken
+        raise AssertionError("the last attempt returns or raises")
+
+
+class AsyncFeed:
+    """A Feed on asynchronous sessions; options and reading are the same, and so are the statements."""
+
+    def __init__(self, factory: "async_sessionmaker[AsyncSession]", **options: Any) -> None:  # noqa: ANN401 - Recorder's
+        self.factory = factory
+        self.recorder = Recorder(**options)
+        self._known = Known()
+
+    async def take(
+        self,
+        message: object,
+        *,
+        symbol: str | None = None,
+        interval: str | Interval | None = None,
+        received_at: datetime | None = None,
+    ) -> Taken:
+        """Record a message, as `Feed.take` does."""
+        reports = self.recorder.read(message, symbol=symbol, interval=interval, received_at=received_at)
+        return await self.write(reports)
+
+    async def take_all(self, messages: Iterable[object], *, received_at: datetime | None = None) -> Taken:
+        """Record many messages in one transaction, as `Feed.take_all` does."""
+        return await self.write(self.recorder.read_all(messages, received_at=received_at))
+
+    async def write(self, reports: list[Report]) -> Taken:
+        """Write what messages said, as `Feed.write` does."""
+        ignored = [each for each in reports if isinstance(each, Ignored)]
+        if len(ignored) == len(reports):
+            return Taken(ignored=tuple(ignored))
+        for attempt in range(ATTEMPTS):
+            known = self._known.copy()
+            try:
+                async with self.factory.begin() as session:
+                    taken = await session.run_sync(self.recorder.write, reports, known)
+            except (DBAPIError, VanishedError) as error:
+                self._known = Known()
+                give_up_unless_passing(error, attempt)
+                await asyncio.sleep(pause(attempt))
+            else:
+                self._known = known
+                return taken
+        raise AssertionError("the last attempt returns or raises")
+
+
+def give_up_unless_passing(error: DBAPIError | VanishedError, attempt: int) -> None:
+    """Return where another attempt may succeed.
+
+    Raises:
+        InputError: the tables do not take what a message says.
+        DBAPIError: anything else went wrong.
+
+    """
+    if isinstance(error, VanishedError):
+        code = "23503"
+    else:
+        code = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlstate", None) or ""
+    if code in REFUSED and isinstance(error, DBAPIError):
+        said = str(error.orig).strip().partition("\n")[0]
+        raise InputError(f"the tables do not take what a message says: {said}; nothing was written") from None
+    if code not in PASSING or attempt + 1 == ATTEMPTS:
+        raise error
+
+
+def pause(attempt: int) -> float:
+    """Give the seconds to wait before another attempt; at random, so that two do not meet again."""
+    return random.uniform(0, 0.005 * float(1 << attempt))  # noqa: S311 - nothing secret

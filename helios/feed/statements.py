@@ -1,0 +1,46 @@
+"""What the feed's statements share: rows bound as arrays, so that their text stays the same for any number of rows."""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, cast
+
+from sqlalchemy import Connection, CursorResult, Table, text
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.compiler import IdentifierPreparer
+
+Writer = Session | Connection
+
+
+def preparer(writer: Writer) -> IdentifierPreparer:
+    """Find who quotes names for this connection."""
+    bind = writer.get_bind() if isinstance(writer, Session) else writer
+    return bind.dialect.identifier_preparer
+
+
+def quoted(writer: Writer, table: Any) -> str:  # noqa: ANN401 - a declarative class's __table__ is typed as FromClause
+    """Write a table's name with its schema."""
+    if not isinstance(table, Table):
+        raise TypeError(f"{table!r} is not a table")
+    return preparer(writer).format_table(table)
+
+
+def execute(writer: Writer, statement: str, binds: Mapping[str, Any]) -> int:
+    """Run a statement; how many rows it wrote."""
+    result = cast("CursorResult[Any]", writer.execute(text(statement), binds))
+    return result.rowcount
+
+
+def unnested(types: Mapping[str, str]) -> str:
+    """Write the rows that `columns_of` binds, as a table expression."""
+    arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in types.items())
+    return f"unnest({arrays})"
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> dict[str, list[Any]]:
+    """Turn rows into a list for each column."""
+    return {name: [plain(row[name]) for row in rows] for name in types}
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - whatever a column holds
+    """Turn a choice into its text: drivers differ in how they write an enumeration."""
+    return value.value if isinstance(value, StrEnum) else value
