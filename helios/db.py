@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 INSUFFICIENT_PRIVILEGE = "42501"
-ABSENT = ("3F000", "42P01", "42883")  # no such schema, table, function
+ABSENT = ("3F000", "42P01", "42703", "42883")  # no such schema, table, column, function
 KEEPALIVE = {
     "keepalives_idle": 30,
     "keepalives_interval": 10,
