@@ -218,7 +218,8 @@ def test_many_files_over_some_connections(writer, owner, symbol, tmp_path) -> No
     counted = ask(
         owner,
         "SELECT symbol, count(*) FROM helios_trading.klines "
-        "JOIN helios_trading.instruments AS i ON i.id = instrument_id WHERE symbol LIKE :like GROUP BY symbol ORDER BY symbol",
+        "JOIN helios_trading.instruments AS i ON i.id = instrument_id "
+        "WHERE symbol LIKE :like GROUP BY symbol ORDER BY symbol",
         like=f"_{symbol}",
     )
     assert [(f"{letter}{symbol}", 2160) for letter in "ABC"] == counted
