@@ -18,9 +18,7 @@ from benchmarks.loading import loading
 from benchmarks.place import Place, place
 
 PARTS: dict[str, Callable[[Place, argparse.Namespace, Callable[[str], None]], list[dict[str, Any]]]] = {
-    "loading": lambda at, options, say: loading(
-        at, options.rows, options.rounds, options.sample, options.files, say, options.only
-    ),
+    "loading": loading,  # each part is a function of this form
 }
 
 

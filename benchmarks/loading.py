@@ -1,5 +1,7 @@
 """The loading part: files of klines into the same checked, partitioned table, each way in turn, round after round."""
 
+import argparse
+import functools
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ LISTED = ", ".join(f'"{name}"' for name in COLUMNS)
 
 @dataclass
 class Files:
-    """One series: its raw file as the archive has it, and its rows as \\copy takes them."""
+    r"""One series: its raw file as the archive has it, and its rows as \copy takes them."""
 
     raw: Path
     ready: Path
@@ -56,10 +58,9 @@ class Way:
         return self.rows / median(self.seconds) if self.seconds else 0.0
 
 
-def loading(  # noqa: PLR0913 - what the command was told
-    place: Place, rows: int, rounds: int, sample: int, raw: list[Path], say: Callable[[str], None], only: str | None
-) -> list[dict[str, Any]]:
+def loading(place: Place, options: argparse.Namespace, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Run every way `rounds` times, interleaved, and sum up."""
+    rows, sample, rounds, raw, only = options.rows, options.sample, options.rounds, options.files, options.only
     say(f"writing files of {rows:,} and {sample:,} rows")
     one, two = made(place, "BENCHUSDT", "1m", rows, raw[:1]), made(place, "OTHERUSDT", "3m", rows, raw[1:2])
     few = made(place, "SMALLUSDT", "1m", sample, [])
@@ -70,7 +71,7 @@ def loading(  # noqa: PLR0913 - what the command was told
                 continue
             say(f"round {number + 1} of {rounds}: {way.name}")
             measure(place, way)
-    return summed(found, rounds)
+    return summed(found)
 
 
 def measure(place: Place, way: Way) -> None:
@@ -112,13 +113,21 @@ def ways(place: Place, one: Files, two: Files, few: Files) -> Iterator[Way]:
     yield Way("helios, base tier", lambda: helios(one, tier="base"), one.rows, ANCHOR, check=same)
     yield Way("helios --initial", lambda: helios(one, initial=True), one.rows, ANCHOR, check=same)
     yield Way("two \\copy at once", lambda: at_once(lambda each: copied(place, each)), both, "two \\copy at once")
-    yield Way("two helios at once", lambda: at_once(lambda each: helios(each)), both, "two \\copy at once")
+    yield Way("two helios at once", lambda: at_once(helios), both, "two \\copy at once")
     yield Way("two helios --initial", lambda: at_once(lambda each: helios(each, initial=True)), both, ANCHOR)
-    yield Way(
-        "helios, loaded again", lambda: helios(one, again=True), one.rows, ANCHOR, lambda: helios(one), check=same
-    )
-    yield Way("helios, base, again", lambda: helios(one, again=True, tier="base"), one.rows, ANCHOR, lambda: helios(one))
-    yield Way("helios, file unchanged", lambda: helios(one), one.rows, ANCHOR, lambda: helios(one), check=same)
+
+    def loaded() -> None:
+        """Load, and clean up as autovacuum does; else the next to read writes hint bits, and so WAL."""
+        helios(one)
+        place.ask(f"VACUUM ANALYZE {KLINES}")
+
+    for name, changed in (
+        ("helios, loaded again", {"again": True}),
+        ("helios, base, again", {"again": True, "tier": "base"}),
+        ("helios, file unchanged", {}),
+    ):
+        run = functools.partial(helios, one, **changed)
+        yield Way(name, run, one.rows, ANCHOR, prepare=loaded, check=same)
     anchor = f"{ANCHOR}, {few.rows:,}"
     yield Way(anchor, lambda: copied(place, few), few.rows, anchor, check=lambda: compared(place, few))
     for name, peer in peers.all_of_them():
@@ -129,7 +138,7 @@ def ways(place: Place, one: Files, two: Files, few: Files) -> Iterator[Way]:
 
 
 def made(place: Place, symbol: str, interval: str, rows: int, raw: list[Path]) -> Files:
-    """Write a raw file, or take one given, and write its rows as \\copy takes them, by way of the table."""
+    r"""Write a raw file, or take one given, and write its rows as \copy takes them, by way of the table."""
     path = raw[0] if raw else place.folder / f"{symbol}-{interval}.csv"
     if not raw:
         start = START if interval == "1m" else START - timedelta(days=4 * 365)
@@ -173,13 +182,15 @@ def compared(place: Place, files: Files) -> str:
     with files.ready.open("rb") as file, connection.cursor() as cursor:
         cursor.execute(f"CREATE TEMPORARY TABLE wanted AS SELECT {LISTED} FROM {KLINES} LIMIT 0")
         cursor.copy_expert(f"COPY wanted ({LISTED}) FROM STDIN", file)
-        cursor.execute(f"SELECT count(*) FROM (SELECT {LISTED} FROM wanted EXCEPT SELECT {LISTED} FROM {KLINES}) AS rest")
+        cursor.execute(
+            f"SELECT count(*) FROM (SELECT {LISTED} FROM wanted EXCEPT SELECT {LISTED} FROM {KLINES}) AS rest"
+        )
         count = cursor.fetchone()[0]
     connection.close()
     return f"{count:,} rows differ"
 
 
-def summed(found: list[Way], rounds: int) -> list[dict[str, Any]]:
+def summed(found: list[Way]) -> list[dict[str, Any]]:
     """Sum up: medians, and the ratio to the anchor of the same run."""
     rates = {way.name: way.rate for way in found}
     return [

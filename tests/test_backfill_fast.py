@@ -183,13 +183,15 @@ def test_digits_stay_as_written(writer, owner, symbol, tmp_path) -> None:
 
 def test_the_tier_is_chosen(monkeypatch, tmp_path) -> None:
     """The fast tier is taken where its libraries are there and the file is worth it; asked for in vain, it says how."""
-    assert [tiers.Tier.FAST, tiers.Tier.BASE] == [tiers.chosen(None, 1 << 30), tiers.chosen("base", 1 << 30)]
+    big = tmp_path / "big.csv"
+    big.write_bytes(bytes(2 << 20))
+    assert [tiers.Tier.FAST, tiers.Tier.BASE] == [tiers.chosen(None, big), tiers.chosen("base", big)]
     with pytest.raises(InputError, match="'slow' is not a tier: choose from base, fast"):
-        tiers.chosen("slow", 1)
+        tiers.chosen("slow", big)
     monkeypatch.setattr(tiers, "LIBRARIES", ("numpy", "no_such_library"))
-    assert tiers.Tier.BASE is tiers.chosen(None, 1 << 30)
+    assert tiers.Tier.BASE is tiers.chosen(None, big)
     with pytest.raises(InputError, match=r'pip install "helios\[fast\]"'):
-        tiers.chosen("fast", 1)
+        tiers.chosen("fast", big)
 
 
 def test_a_failing_reading_fails_the_load(writer, owner, monkeypatch, symbol, tmp_path) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from helios import db
 from helios.backfill import tables
 from helios.backfill.bounds import Bounds, likely_bounds
+from helios.backfill.initial import Initial
 from helios.backfill.reading import OutOfBoundsError, Reading, now
 from helios.backfill.report import Mode, Progress, Report, Stage, write_rejects
 from helios.backfill.source import Source
@@ -40,6 +41,7 @@ def load(  # noqa: PLR0913 - options, by keyword alone
     rejects: Path | None = None,
     progress: Tell | None = None,
     tier: str | None = None,
+    initial: bool = False,
 ) -> Report:
     """Load a file of klines.
 
@@ -53,24 +55,59 @@ def load(  # noqa: PLR0913 - options, by keyword alone
         rejects: the folder that a file of the rejected rows goes to; without it they are only counted.
         progress: called some times a second with how far it has come.
         tier: `base` reads with the standard library, `fast` with numpy and pyarrow; None chooses.
+        initial: fill empty partitions without their key, which is built afterwards; `bind` may act as the owner.
 
     Raises:
-        InputError: the file cannot be used; nothing was written.
+        InputError: the file cannot be used, or a partition is not empty with `initial`; nothing was written.
+        RightsError: the login may not act as the owner, with `initial`.
 
     """
+    options = Options(strict=strict, again=again, rejects=rejects, tier=tier)
+    with connected(bind) as connection:
+        if not initial:
+            return load_one(connection, source, options, progress)
+        began = time.monotonic()
+        with transaction(connection):
+            into = Initial(connection)
+            report = load_one(connection, source, options, progress, into)
+            into.finish()
+        report.seconds = time.monotonic() - began
+        return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How files are loaded; the names are those of `load`."""
+
+    strict: bool = False
+    again: bool = False
+    rejects: Path | None = None
+    tier: str | None = None
+
+
+def load_one(
+    connection: Connection,
+    source: Source,
+    options: Options,
+    progress: Tell | None = None,
+    initial: Initial | None = None,
+) -> Report:
+    """Load a file on a connection; with `initial`, into the partitions that it fills and will put in their places."""
     began = time.monotonic()
     try:
-        with FileIO(source.path) as file, connected(bind) as connection:
+        with FileIO(source.path) as file:
             work = Load(
                 connection,
                 source,
                 file,
-                strict=strict,
-                rejects=rejects,
+                strict=options.strict,
+                rejects=options.rejects,
                 progress=progress or (lambda _: None),
-                tier=chosen(tier, os.fstat(file.fileno()).st_size),
+                tier=chosen(options.tier, source.path),
             )
-            report = (None if again else work.unchanged()) or work.read()
+            report = None if options.again else work.unchanged()
+            if report is None:
+                report = initial.fill(work) if initial else work.read()
     except OSError as error:
         raise InputError(f"{source.path} cannot be read: {error.strerror}") from error
     except DBAPIError as error:

@@ -13,6 +13,7 @@ from helios.backfill.reading import Reading
 from helios.errors import InputError
 
 LIBRARIES = ("numpy", "pyarrow")
+PARQUET = ".parquet"
 SMALL = 1 << 20  # bytes: the import of the libraries takes longer than they save
 
 
@@ -28,8 +29,8 @@ def installed() -> bool:
     return all(find_spec(name) for name in LIBRARIES)
 
 
-def chosen(tier: str | None, size: int) -> Tier:
-    """Choose the tier of a file of `size` bytes; None takes the fast one where it pays.
+def chosen(tier: str | None, path: Path) -> Tier:
+    """Choose the tier of a file; None takes the fast one where it pays, and where the file is Parquet.
 
     Raises:
         InputError: there is no such tier, or its libraries are not installed.
@@ -37,7 +38,8 @@ def chosen(tier: str | None, size: int) -> Tier:
     """
     if tier is None:
         imported = all(name in sys.modules for name in LIBRARIES)
-        return Tier.FAST if imported or (size > SMALL and installed()) else Tier.BASE
+        worth = path.suffix.lower() == PARQUET or path.stat().st_size > SMALL
+        return Tier.FAST if imported or (worth and installed()) else Tier.BASE
     if tier not in tuple(Tier):
         raise InputError(f"{tier!r} is not a tier: choose from {', '.join(Tier)}")
     if tier == Tier.FAST and not installed():

@@ -1,22 +1,25 @@
 """The command that loads files of klines."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from sqlalchemy import Engine
 
 from helios import backfill, db
 from helios.cli.output import json_option, show, talk
-from helios.errors import HeliosError, InputError
+from helios.errors import InputError
 from helios.models import Interval, Market
 from helios.schema import migrations
 from helios.settings import Settings
 
-FILES = (".csv", ".zip", ".json")
+FILES = (".csv", ".zip", ".json", ".parquet")
+TIERS = click.Choice([each.value for each in backfill.Tier])
 MARKETS = click.Choice([each.value for each in Market])
 INTERVALS = click.Choice([each.value for each in Interval])
 NUMBERS = ("rows", "written", "unchanged", "rejected", "duplicates", "missing", "seconds")
@@ -30,6 +33,9 @@ NUMBERS = ("rows", "written", "unchanged", "rejected", "duplicates", "missing", 
 @click.option("--exchange", default="binance", show_default=True, help="Exchange the files come from.")
 @click.option("--strict", is_flag=True, help="Refuse a file whole when any of its rows is bad.")
 @click.option("--again", is_flag=True, help="Compare also a file that was loaded before and has not changed.")
+@click.option("--initial", is_flag=True, help="As owner: fill empty partitions without their key, then build it.")
+@click.option("--jobs", type=click.IntRange(1, 64), help="Connections to load over (default: one a core, up to 4).")
+@click.option("--tier", type=TIERS, help="How files are read (default: fast, where helios[fast] is installed).")
 @click.option(
     "--rejects",
     default=Path("rejects"),
@@ -47,39 +53,82 @@ def load(  # noqa: PLR0913 - a parameter for each option
     exchange: str,
     strict: bool,
     again: bool,
+    initial: bool,
+    jobs: int | None,
+    tier: str | None,
     rejects: Path,
     as_json: bool,
 ) -> int:
-    """Load files of klines, or folders of them: official archive CSV or ZIP, ccxt JSON.
+    """Load files of klines, or folders of them: official archive CSV or ZIP, ccxt JSON, Parquet.
 
     Each file is loaded whole or not at all; a file that cannot be used does not stop the others. Loading again writes
-    only what differs.
+    only what differs. With --initial, all files of an interval share the partitions they fill, and are one transaction.
     """
     sources = list(sources_of(paths, {"symbol": symbol, "interval": interval, "market": market, "exchange": exchange}))
     settings = Settings.from_environment()
-    engine = db.create_engine(settings)
+    engine = engine_for(settings, initial=initial)
     with db.connect(engine) as connection:  # what is wrong with the server is one failure, not one for each file
         migrations.refuse_pending(connection, settings.database_schema)
-    reports, failures = [], []
-    with Bars(
+    options = backfill.Options(strict=strict, again=again, rejects=rejects, tier=tier)
+    reports: dict[backfill.Source, backfill.Report] = {}
+    failures = []
+    with bars_of_files() as bars:
+        tasks: dict[backfill.Source, TaskID] = {}
+        tell = teller(bars, tasks)
+        for outcome in backfill.load_many(engine, sources, options, jobs=jobs, initial=initial, progress=tell):
+            if outcome.source in tasks:
+                bars.remove_task(tasks[outcome.source])
+            if outcome.report:
+                reports[outcome.source] = outcome.report
+            if outcome.error and outcome.error not in failures:
+                failures.append(outcome.error)
+                bars.console.print(f"helios: {outcome.error}", soft_wrap=True)
+    in_order = [reports[each] for each in sources if each in reports]
+    show([summary(each) for each in in_order], as_json=as_json, nothing="nothing was loaded", right=NUMBERS)
+    if not as_json:
+        tell_reasons(in_order)
+    return max((each.exit_status for each in failures), default=0)
+
+
+def engine_for(settings: Settings, *, initial: bool) -> Engine:
+    """Make the engine of a load; an initial one needs the owner's rights, which the login of migrations has."""
+    if not initial:
+        return db.create_engine(settings)
+    return db.create_engine(replace(settings, database_url=db.migration_url(settings)))
+
+
+def bars_of_files() -> Bars:
+    """Make the bars of the files that are being loaded."""
+    return Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[rows]:,} rows"),
+        TextColumn("{task.fields[rate]:,.0f} rows/s"),
         DownloadColumn(),
         TimeRemainingColumn(),
         console=talk(),
         transient=True,
-    ) as bars:
-        for source in sources:
-            try:
-                reports.append(load_one(engine, source, bars, strict=strict, again=again, rejects=rejects))
-            except HeliosError as error:
-                failures.append(error)
-                bars.console.print(f"helios: {error}", soft_wrap=True)
-    show([summary(each) for each in reports], as_json=as_json, nothing="nothing was loaded", right=NUMBERS)
-    if not as_json:
-        tell_reasons(reports)
-    return max((each.exit_status for each in failures), default=0)
+    )
+
+
+def teller(bars: Bars, tasks: dict[backfill.Source, TaskID]) -> Callable[[backfill.Source, backfill.Progress], None]:
+    """Give what shows the progress of each file in a bar of its own, while it is loaded."""
+    began: dict[backfill.Source, float] = {}
+
+    def tell(source: backfill.Source, at: backfill.Progress) -> None:
+        if source not in tasks:
+            began[source] = time.monotonic()
+            tasks[source] = bars.add_task(source.path.name, total=at.bytes_in_all, rows=0, rate=0)
+        bars.update(
+            tasks[source],
+            completed=at.bytes_read,
+            total=at.bytes_in_all,
+            rows=at.rows,
+            rate=at.rows / max(time.monotonic() - began[source], 0.001),
+            description=f"{source.path.name} {at.stage.value}",
+        )
+
+    return tell
 
 
 def sources_of(paths: tuple[Path, ...], told: dict[str, Any]) -> Iterator[backfill.Source]:
@@ -105,27 +154,6 @@ def files_in(folder: Path) -> list[Path]:
     if not found:
         raise InputError(f"folder {str(folder)!r} holds no files that end in {', '.join(FILES)}")
     return found
-
-
-def load_one(  # noqa: PLR0913 - what the command was told
-    engine: Engine, source: backfill.Source, bars: Bars, *, strict: bool, again: bool, rejects: Path
-) -> backfill.Report:
-    """Load one file with a bar of its own."""
-    task = bars.add_task(source.path.name, total=source.path.stat().st_size, rows=0)
-
-    def progress(at: backfill.Progress) -> None:
-        bars.update(
-            task,
-            completed=at.bytes_read,
-            total=at.bytes_in_all,
-            rows=at.rows,
-            description=f"{source.path.name} {at.stage.value}",
-        )
-
-    try:
-        return backfill.load(engine, source, strict=strict, again=again, rejects=rejects, progress=progress)
-    finally:
-        bars.remove_task(task)
 
 
 def summary(report: backfill.Report) -> dict[str, object]:

@@ -5,7 +5,7 @@ import them anew for each file.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -16,7 +16,9 @@ from helios.backfill.fast.checking import FastChecker
 from helios.backfill.reading import Reading
 from helios.backfill.transform.checking import Target
 from helios.backfill.transform.findings import Findings
+from helios.backfill.transform.grid import Grid
 from helios.backfill.transform.program import Hashed, transformed
+from helios.backfill.transform.reading import PARQUET, Block, blocks
 from helios.backfill.transform.refusal import OutOfBoundsError, RefusalError
 
 BEGINNING = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -64,13 +66,22 @@ class FastReading(Reading):
     def _read(self) -> dict[str, Any]:
         notes = TextIOWrapper(self.notes, encoding="utf-8", write_through=True)
         try:
-            told = transformed(self._job, self._file, self._write, notes, self._make_checker)
+            told = transformed(self._job, self._file, self._write, notes, self._make_checker, self._blocks())
         finally:
             notes.detach()
         if self._job["write"]:
             self._crumbs.append(END)
             self._flush()
         return told
+
+    def _blocks(self) -> Callable[[BinaryIO], Iterator[Block]]:
+        head = self._file.read(len(PARQUET))
+        self._file.seek(0)
+        if head != PARQUET:
+            return blocks
+        from helios.backfill.fast import parquet  # noqa: PLC0415 - not imported for the files that are text
+
+        return parquet.blocks(Grid(self._job["step"], self._job["anchor"]), self._job["interval"])
 
     def _make_checker(self, findings: Findings, target: Target, width: int, now: int) -> FastChecker:
         self._checker = FastChecker(findings, target, width, now)

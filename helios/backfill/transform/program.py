@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from io import FileIO
 from typing import Any, BinaryIO, TextIO
@@ -96,12 +96,13 @@ def writer(out: BinaryIO) -> Callable[[bytes], None]:
     return write
 
 
-def transformed(
+def transformed(  # noqa: PLR0913, PLR0917 - the fast tier replaces the last ones
     job: dict[str, Any],
     file: "Hashed",
     write: Callable[[bytes], None],
     notes: TextIO = sys.stderr,
     make_checker: Callable[[Findings, Target, int, int], Checker] = Checker,
+    blocks: Callable[[BinaryIO], Iterator[Block]] = blocks,
 ) -> dict[str, Any]:
     """Read the whole file, and say what it held; the COPY data is written unless the job is only to look."""
     step = job["step"]
@@ -116,7 +117,7 @@ def transformed(
                 width = width_of(block)
                 check_spacing(block, step, job["steps"])
                 checker = make_checker(findings, target, width, job["now"])
-                late = stack.enter_context(Duplicates(checker))
+                late = stack.enter_context(Duplicates(checker, blocks))
             for text in checker.texts(block):
                 if text and job["write"]:
                     write(text)
