@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+SHORTEST_HIDDEN = 4
 INSUFFICIENT_PRIVILEGE = "42501"
 ABSENT = ("3F000", "42P01", "42703", "42883")  # no such schema, table, column, function
 KEEPALIVE = {
@@ -79,7 +80,7 @@ def create_async_engine(settings: Settings | None = None, **options: Any) -> "As
 
     """
     if find_spec("psycopg") is None or find_spec("greenlet") is None:
-        raise HeliosError('asynchronous sessions need psycopg 3 and greenlet: pip install "helios[async]"')
+        raise HeliosError("asynchronous sessions need psycopg 3 and greenlet: install the extra helios[async]")
     from sqlalchemy.ext.asyncio import create_async_engine as create_sqlalchemy_async_engine  # noqa: PLC0415 - an extra
 
     settings = settings or Settings.from_environment()
@@ -119,7 +120,7 @@ def create_migration_engine(settings: Settings, role: str | None = None) -> Engi
         def become_owner(connection: Any, _record: object) -> None:  # noqa: ANN401 - a driver's connection
             quoted = engine.dialect.identifier_preparer.quote_identifier(role)
             with connection.cursor() as cursor:
-                cursor.execute(f"SET ROLE {quoted.replace('%', '%%')}", {})
+                cursor.execute(f"SET ROLE {quoted}")
             connection.commit()
 
     return engine
@@ -182,7 +183,10 @@ def reaching(url: URL) -> Iterator[None]:
         said = hide(" ".join(str(error.orig).split()), url)
         code = getattr(error.orig, "pgcode", None)
         if code == INSUFFICIENT_PRIVILEGE:
-            raise RightsError(f"{said}; `helios grants --sql` prints what a role with that right can run") from None
+            raise RightsError(
+                f"{said}; let this login join the group role that may, as the README tells, "
+                "or see `helios grants` where a role itself lacks it"
+            ) from None
         if error.connection_invalidated:
             raise UnreachableError(f"the connection to {masked(url)} was lost: {said}; run this again") from None
         if error.statement is None and code is None:
@@ -195,9 +199,10 @@ def reaching(url: URL) -> Iterator[None]:
 
 def hide(message: str, url: URL) -> str:
     """Take every password of a URL out of a message."""
-    secrets = [url.password, *(url.query.get(name) for name in SECRET_PARAMETERS)]
+    secrets = [url.password, *(value for name, value in url.query.items() if name.lower() in SECRET_PARAMETERS)]
     for secret in secrets:
-        if isinstance(secret, str) and secret:
+        # a shorter one stands in many a word, and its mask would tell it
+        if isinstance(secret, str) and len(secret) >= SHORTEST_HIDDEN:
             message = message.replace(secret, "***")
     return message
 

@@ -4,11 +4,13 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import platformdirs
 from dotenv import dotenv_values, find_dotenv
+from dotenv.parser import parse_stream
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -22,7 +24,7 @@ SECRET_PARAMETERS = ("password", "sslpassword", "passfile")
 
 def masked(url: URL) -> str:
     """Write a URL for people: its passwords, also those among the parameters, show as `***`."""
-    hidden = {name: "***" for name in SECRET_PARAMETERS if name in url.query}
+    hidden = {name: "***" for name in url.query if name.lower() in SECRET_PARAMETERS}
     return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
@@ -42,12 +44,20 @@ def schema_name(value: str) -> str:
     return plain_name(value)
 
 
-def postgres_url(value: str) -> URL:
-    """Read a PostgreSQL URL; however it begins, sessions use psycopg2 and asynchronous ones psycopg 3."""
+def any_url(value: str, example: str) -> URL:
+    """Read a URL; what cannot be read is not quoted, because a password may be anywhere in it."""
     try:
         url = make_url(value)
-    except ArgumentError:
-        raise ValueError("is not a URL: write postgresql://user:password@host:5432/database") from None
+    except (ArgumentError, ValueError):
+        raise ValueError(f"is not a URL: write {example}, with @ : / ? in the password percent-encoded") from None
+    if any("@" in part for part in (url.host or "", url.database or "")):
+        raise ValueError("is not clear: percent-encode @ : / ? in the password (@ is %40)")
+    return url
+
+
+def postgres_url(value: str) -> URL:
+    """Read a PostgreSQL URL; however it begins, sessions use psycopg2 and asynchronous ones psycopg 3."""
+    url = any_url(value, "postgresql://user:password@host:5432/database")
     if url.drivername not in ("postgres", "postgresql", "postgresql+psycopg2", "postgresql+psycopg"):
         raise ValueError(f"names the driver {url.drivername!r}: write postgresql://")
     return url.set(drivername="postgresql+psycopg2")
@@ -55,10 +65,7 @@ def postgres_url(value: str) -> URL:
 
 def redis_url(value: str) -> URL:
     """Read a Redis URL: `redis://`, `rediss://` (TLS) or `unix://`."""
-    try:
-        url = make_url(value)
-    except ArgumentError:
-        raise ValueError("is not a URL: write redis://user:password@host:6379/0") from None
+    url = any_url(value, "redis://user:password@host:6379/0")
     if url.drivername not in ("redis", "rediss", "unix"):
         raise ValueError(f"begins with {url.drivername}://: write redis://, rediss:// or unix://")
     return url
@@ -83,14 +90,23 @@ def whole(minimum: int) -> Callable[[str], int]:
 
 
 def seconds(value: str) -> float:
-    """Read a positive number of seconds."""
+    """Read a number of seconds."""
     try:
         number = float(value)
     except ValueError:
         number = 0.0
-    if not 0 < number < 1e9:  # noqa: PLR2004 - thirty years: longer than any wait, and it keeps infinity and NaN out
-        raise ValueError("is not a positive number of seconds")
+    # Below a millisecond PostgreSQL would read "no limit"; above three weeks its milliseconds do not fit.
+    if not 0.001 <= number <= 2e6:  # noqa: PLR2004
+        raise ValueError("is not a number of seconds from 0.001 to 2000000")
     return number
+
+
+def folder(value: str) -> Path:
+    """Read the path of a folder; a relative one would be another folder wherever a program is started."""
+    path = Path(value).expanduser()
+    if not path.is_absolute():
+        raise ValueError("is not an absolute path: begin it with / or ~/")
+    return path
 
 
 def default_home() -> Path:
@@ -134,7 +150,7 @@ class Settings:
     redis_url: URL | None = setting("REDIS_URL", redis_url)
     redis_timeout: float = setting("REDIS_TIMEOUT", seconds, 5.0)
     helios_environment: Environment = setting("HELIOS_ENVIRONMENT", environment_name, "development")
-    helios_home: Path = setting("HELIOS_HOME", Path, default_home)
+    helios_home: Path = setting("HELIOS_HOME", folder, default_home)
     helios_postgres_bin: Path | None = setting("HELIOS_POSTGRES_BIN", Path)
     helios_redis_bin: Path | None = setting("HELIOS_REDIS_BIN", Path)
 
@@ -147,8 +163,7 @@ class Settings:
 
         """
         if environ is None:
-            file = {name: value for name, value in dotenv_values(find_dotenv(usecwd=True)).items() if value is not None}
-            environ = {**file, **os.environ}
+            environ = {**from_file(find_dotenv(usecwd=True)), **os.environ}
         values: dict[str, object] = {}
         for each in fields(cls):
             variable, given = variable_of(each), environ.get(variable_of(each))
@@ -173,6 +188,31 @@ class Settings:
             value = getattr(self, each.name)
             shown.append(f"{each.name}={masked(value)!r}" if isinstance(value, URL) else f"{each.name}={value!r}")
         return f"Settings({', '.join(shown)})"
+
+
+def from_file(path: str) -> dict[str, str]:
+    """Read a `.env` file, if there is one; what it says can start programs, so it must be the user's own.
+
+    Raises:
+        SettingError: it cannot be read, holds a line that says nothing, or belongs to another user.
+
+    """
+    if not path:
+        return {}
+    try:
+        with Path(path).open(encoding="utf-8-sig") as stream:
+            owner = os.fstat(stream.fileno()).st_uid
+            text = stream.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} cannot be read ({error}): mend it, or remove it") from None
+    if hasattr(os, "geteuid") and owner not in (0, os.geteuid()):
+        raise SettingError(f"{path} belongs to another user: take it over, or work in a folder of your own")
+    for binding in parse_stream(StringIO(text)):
+        if binding.error or (binding.key is not None and binding.value is None):
+            line = binding.original.string.strip()
+            named = re.match(r"\w*", line)
+            raise SettingError(f"{path} line {binding.original.line} ({named and named[0]} ...) is not NAME=value")
+    return {name: value for name, value in dotenv_values(stream=StringIO(text)).items() if value is not None}
 
 
 def variable_of(each: "Field[Any]") -> str:

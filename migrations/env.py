@@ -12,6 +12,7 @@ from alembic.autogenerate.api import AutogenContext
 from alembic.runtime.migration import MigrationInfo
 from sqlalchemy import BLANK_SCHEMA, Connection, Engine, MetaData, TypeDecorator, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import DBAPIError
 
 from helios import db
 from helios.errors import HeliosError
@@ -44,6 +45,8 @@ def as_plain_type(kind: str, item: Any, _context: AutogenContext) -> str | bool:
 
 def tell(*, step: MigrationInfo, **_: object) -> None:
     """Say which revision was applied or taken back."""
+    if context.is_offline_mode():
+        return
     done = "applied" if step.is_upgrade else "took back"
     log.info("%s revision %s: %s", done, step.up_revision_id, step.up_revision.doc)
 
@@ -135,10 +138,11 @@ def main() -> None:
             offline(settings)
         else:
             online(settings, context._proxy.context_opts["fn"].__name__)  # noqa: SLF001 - Alembic tells the command nowhere else
-    except HeliosError as error:
+    except (HeliosError, DBAPIError) as error:
         if context.config.cmd_opts is None:
             raise
-        raise SystemExit(f"alembic: {error}") from None
+        said = str(error.orig).partition("\n")[0] if isinstance(error, DBAPIError) else error
+        raise SystemExit(f"alembic: {said}") from None
 
 
 main()

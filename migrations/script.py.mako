@@ -3,7 +3,8 @@
 Beside live trading:
 - Name no schema: the connection's search_path holds the one that is migrated.
 - Each revision is one transaction under a short lock timeout, tried again while a table is in use; keep it short.
-- A new column is nullable or has a constant default. A new constraint is added NOT VALID, and validated in the next revision.
+- A new column is nullable or has a constant default. A new constraint is added NOT VALID, and validated in the
+  next revision.
 - An index on a table with rows: op.create_index_concurrently(name, table, columns), in a revision of its own.
   On a partitioned table it is built part by part, then attached.
 - A function carries its own search_path (SET search_path FROM CURRENT), and PUBLIC may not execute it.

@@ -173,6 +173,7 @@ GOOD: dict[str, dict[str, str]] = {
         "new_status": "FILLED",
         "new_state": "{}",
         "actor": "tester",
+        "login": "tester",
     },
     "positions": {
         "account_id": "1",

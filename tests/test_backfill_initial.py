@@ -302,7 +302,7 @@ def test_parquet_that_is_none_of_ours(writer, symbol, tmp_path) -> None:
     path.write_bytes(b"PAR1 and nothing")
     with pytest.raises(InputError, match="is Parquet that cannot be read"):
         load(writer, recognise(path))
-    with pytest.raises(InputError, match=r'takes numpy and pyarrow to read: pip install "helios\[fast\]"'):
+    with pytest.raises(InputError, match=r"takes numpy and pyarrow to read: install the extra helios\[fast\]"):
         load(writer, recognise(path), tier=Tier.BASE)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import make_klines
 import pytest
-from installation import ROOT, run_sql, start, use, variables
+from installation import ROOT, login, run_sql, start, use, variables
 from sqlalchemy import URL
 
 from helios import cli, db
@@ -24,8 +24,12 @@ MONTH = make_klines.datetime(2025, 1, 1, tzinfo=make_klines.UTC)
 
 
 @pytest.fixture
-def helios(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process; gives exit status, stdout and stderr."""
+def helios(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """Run the command in this process, from an empty folder; gives exit status, stdout and stderr."""
+    folder = tmp_path_factory.mktemp("work")
+    monkeypatch.chdir(folder)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["helios", *arguments])
@@ -77,7 +81,9 @@ def test_every_command_has_help_with_an_example(path, helios):
     assert all(each.help for each in command.params if isinstance(each, click.Option))
 
 
-@pytest.mark.parametrize("path", [" ".join(path) for path, _ in commands()])
+@pytest.mark.parametrize(
+    "path", [" ".join(path) for path, command in commands() if not isinstance(command, click.Group)]
+)
 def test_the_readme_names_every_command(path):
     """A command that the README does not name will not be found."""
     assert f"helios {path}" in (ROOT / "README.md").read_text()
@@ -376,3 +382,97 @@ def test_with_nothing_configured_the_embedded_server_serves(own_home, tmp_path):
         check=False,
     )
     assert "it is marked development" in done.stdout
+
+
+# --- what must never be a traceback --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("downgrade", "base", "--sql"),
+        ("upgrade", "nope"),
+        ("upgrade", ""),
+    ],
+)
+def test_what_alembic_refuses_is_one_sentence(arguments, helios, installed):
+    """An error of a library's own ends in one line on stderr and exit status 1; -v shows where."""
+    helios("environment", "set", "test")
+    status, _, talk = helios(*arguments)
+    assert 1 == status
+    assert "Traceback" not in talk
+    assert 1 == len(talk.strip().splitlines())
+
+
+def test_a_step_back_is_written_like_an_option(helios, installed):
+    """`helios downgrade -1` is a revision, not an unknown option."""
+    helios("environment", "set", "test")
+    assert 0 == helios("downgrade", "-1")[0]
+
+
+def test_a_statement_that_takes_too_long_is_one_sentence(helios, installed, monkeypatch):
+    """What PostgreSQL says, without the statement."""
+    monkeypatch.setenv("DATABASE_STATEMENT_TIMEOUT", "0.001")
+    status, _, talk = helios("klines", "list")
+    assert (1, 1) == (status, len(talk.strip().splitlines()))
+    assert "statement timeout" in talk
+
+
+@pytest.mark.parametrize("url", ["redis://h/0?nonsense=3", "redis://h/0?db=x"])
+def test_a_redis_url_that_redis_refuses_is_a_finding(url, helios, healthy, monkeypatch):
+    """redis-py reads the parameters late; doctor names it and goes on."""
+    monkeypatch.setenv("REDIS_URL", url)
+    status, said, _ = helios("doctor", "--json")
+    assert (1, ["Redis"]) == (status, [each["check"] for each in json.loads(said) if not each["ok"]])
+
+
+def test_names_are_not_read_as_markup(helios, installed, month):
+    """Brackets in a symbol are letters like others, in tables and in messages."""
+    run_sql(
+        installed,
+        "INSERT INTO helios_trading.instruments (exchange, market, symbol) VALUES ('binance', 'spot', '[red]X[/y]')",
+        """INSERT INTO helios_trading.klines (instrument_id, interval, open_time, open, high, low, close, volume)
+           SELECT id, '1h', timestamptz '2025-01-01 00\\:00+00', 1, 1, 1, 1, 0 FROM helios_trading.instruments""",
+    )
+    status, said, _ = helios("klines", "list")
+    assert 0 == status
+    assert "[red]X[/y]" in said
+    odd = month.path.parent / "x[/red]y"
+    odd.mkdir(parents=True)
+    (odd / "notes.json").write_text("{}")
+    (odd / month.path.name).write_bytes(month.path.read_bytes())
+    status, _, talk = helios("klines", "load", str(odd))
+    assert 0 == status
+    assert "x[/red]y" in talk
+
+
+# --- who is advised what -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def monitor(healthy: URL) -> URL:
+    """A login of the monitor role."""
+    return login(healthy, "monitor", f'GRANT "{healthy.database}_helios_trading_monitor" TO {{login}}')
+
+
+def test_no_advice_makes_a_monitor_the_owner(helios, monitor, monkeypatch):
+    """What a lesser login may not do is answered by the role to join, never by the owner's membership."""
+    monkeypatch.setenv("DATABASE_URL", monitor.render_as_string(hide_password=False))
+    assert "" == helios("grants", "--sql")[1]
+    status, _, talk = helios("klines", "list")
+    assert 1 == status
+    assert "group role that may" in talk
+    status, _, talk = helios("upgrade")
+    assert 1 == status
+    assert f"use a login that is a member of '{monitor.database}_helios_trading_owner'" in talk
+
+
+def test_doctor_goes_on_where_a_login_may_not_look(helios, monitor, monkeypatch):
+    """A monitor sees every check that it may see; the others say that they were not made."""
+    monkeypatch.setenv("DATABASE_URL", monitor.render_as_string(hide_password=False))
+    status, said, _ = helios("doctor", "--json")
+    findings = {each["check"]: each for each in json.loads(said)}
+    assert 1 == status
+    assert findings["revision"]["ok"]
+    assert findings["Redis"]["ok"]
+    assert "not checked: permission denied" in findings["positions are sums"]["found"]

@@ -213,6 +213,23 @@ def test_names_of_63_characters_give_four_roles(cluster, monkeypatch):
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
+def test_a_database_of_any_name_is_migrated(cluster, monkeypatch):
+    """Quotes, blanks, capitals and percent signs in a database's name reach the names of its roles."""
+    name = "My Db%s'x\"y"
+    with engine_of(cluster).execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        quoted = connection.dialect.identifier_preparer.quote_identifier(name).replace("%%", "%")
+        connection.exec_driver_sql(f"CREATE DATABASE {quoted}", execution_options={"no_parameters": True})
+        try:
+            url = cluster.set(database=name)
+            use(monkeypatch, url)
+            migrations.upgrade()
+            assert HEAD == version(url)
+            assert [] == missing(url)
+        finally:
+            drop = f"DROP DATABASE {quoted} WITH (FORCE)"
+            connection.exec_driver_sql(drop, execution_options={"no_parameters": True})
+
+
 def test_role_names_keep_their_database_apart():
     """Two long prefixes that differ only at their end give different roles, and a prefix of pg_ is legal."""
     settings = Settings.from_environment({"DATABASE_SCHEMA": "s" * 63})

@@ -12,6 +12,7 @@ from sqlalchemy import (
     URL,
     Connection,
     Engine,
+    delete,
     inspect,
     select,
     text,
@@ -297,18 +298,27 @@ def test_what_is_above_is_reached_from_below_and_back(session: Session) -> None:
 
 
 @pytest.mark.parametrize("children", ["read", "unread"])
-def test_an_order_that_is_deleted_takes_its_children_along(session: Session, children: str) -> None:
-    """Fills and history go by the database's cascade, read before or not; a grid's level only loses its order."""
+def test_an_order_whose_history_is_gone_takes_its_fills_along(session: Session, children: str) -> None:
+    """By the database's cascade, read before or not; a grid's level only loses its order."""
     insert(session.connection(), "fills", GOOD["fills"])
     insert(session.connection(), "grid_levels", GOOD["grid_levels"])
     order = session.get_one(Order, ORDER)
     if children == "read":
         assert (1, 1, 0) == (len(order.fills), len(order.history), order.grid_level.level)
+    session.execute(delete(OrderHistory))
+    session.expire(order, ["history"])
     session.delete(order)
     session.flush()
     session.expire_all()
-    assert ([], []) == (session.scalars(select(Fill)).all(), session.scalars(select(OrderHistory)).all())
+    assert [] == session.scalars(select(Fill)).all()
     assert session.scalars(select(GridLevel)).one().order_id is None
+
+
+def test_an_order_with_history_is_not_deleted(session: Session) -> None:
+    """Whoever could delete it would erase what is written of it."""
+    session.delete(session.get_one(Order, ORDER))
+    with pytest.raises(IntegrityError, match="fk_order_history_order_id"):
+        session.flush()
 
 
 @pytest.mark.parametrize("children", ["read", "unread"])

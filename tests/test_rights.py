@@ -3,7 +3,7 @@
 import pytest
 from installation import engine_of, login, run_sql, use
 from sqlalchemy import URL, Connection, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from helios.schema import migrations
 from helios.schema.roles import roles_of
@@ -123,6 +123,14 @@ def test_a_writer_writes_history_only_through_its_trigger(installed):
         assert "NEW" == connection.scalar(text("SELECT new_status FROM helios_trading.order_history"))
         with pytest.raises(ProgrammingError, match="permission denied for table order_history"):
             connection.execute(text("DELETE FROM helios_trading.order_history"))
+
+
+def test_a_writer_cannot_erase_an_order_with_its_history(installed):
+    """Deleting the order would take away what is written of it, so it is refused."""
+    with engine_of(installed["writer"]).connect() as connection:
+        connection.execute(text(ORDER))
+        with pytest.raises(IntegrityError, match="fk_order_history_order_id"):
+            connection.execute(text("DELETE FROM helios_trading.orders"))
 
 
 def test_tables_made_later_are_covered(installed):

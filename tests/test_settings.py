@@ -104,6 +104,11 @@ def test_a_plain_schema_name_is_taken(name):
         ("DATABASE_POOL_SIZE", "٣"),
         ("DATABASE_LOCK_TIMEOUT", "nan"),
         ("DATABASE_LOCK_TIMEOUT", "0"),
+        ("DATABASE_LOCK_TIMEOUT", "0.0001"),
+        ("DATABASE_STATEMENT_TIMEOUT", "1e8"),
+        ("HELIOS_HOME", "data"),
+        ("DATABASE_URL", "postgresql://h:abc/d"),
+        ("DATABASE_URL", "postgresql://h1:1,h2:2/d"),
         ("DATABASE_MIGRATION_WAIT", "inf"),
         ("DATABASE_STATEMENT_TIMEOUT", "soon"),
         ("REDIS_URL", "http://h"),
@@ -178,3 +183,65 @@ def test_root_keeps_its_servers_outside_home():
     """The unprivileged server of root could not enter a closed HOME."""
     home = default_home()
     assert (home == Path("/var/lib/helios")) == (os.geteuid() == 0)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://bot:se@cret:55@localhost/x",
+        "postgresql://bot:p@se@cret@127.0.0.1:25999/trading",
+        "postgresql://bot:Top%se@cret@/x@127.0.0.1/d",
+        "redis://:se@cret:77@127.0.0.1/0",
+    ],
+)
+def test_a_password_that_was_not_encoded_is_not_shown(url):
+    """Where it ends nobody can tell, so nothing of the URL is quoted, and the remedy is."""
+    variable = "REDIS_URL" if url.startswith("redis") else "DATABASE_URL"
+    with pytest.raises(SettingError, match="percent-encode") as caught:
+        Settings.from_environment({variable: url})
+    assert "cret" not in str(caught.value)
+
+
+def test_passwords_among_parameters_are_masked_however_written():
+    """Libpq's names are lower-case, but a slip must not show."""
+    settings = Settings.from_environment({"DATABASE_URL": "postgresql://u@h/d?PASSWORD=s3cret"})
+    assert "s3cret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"DATABASE_SCHEMA plain1\n", r"line 1 \(DATABASE_SCHEMA \.\.\.\) is not NAME=value"),
+        (b"HELIOS_ENVIRONMENT=test\nnonsense here s3cret\n", r"line 2 \(nonsense \.\.\.\) is not NAME=value"),
+        (b"DATABASE_SCHEMA=\xff\xfe\n", "cannot be read"),
+    ],
+)
+def test_a_broken_file_is_refused(content, match, monkeypatch, tmp_path):
+    """Going on with the defaults might write to another database than the one that was meant."""
+    (tmp_path / ".env").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingError, match=match) as caught:
+        Settings.from_environment()
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_well_formed_file_is_read_in_all_its_forms(monkeypatch, tmp_path):
+    """export, quotes, comments, Windows line ends and a byte order mark are fine."""
+    (tmp_path / ".env").write_bytes(
+        b"\xef\xbb\xbfexport DATABASE_SCHEMA='desk'\r\n# a comment\r\n\r\nDATABASE_POOL_SIZE=\"7\"\r\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("DATABASE_SCHEMA", "DATABASE_POOL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    settings = Settings.from_environment()
+    assert ("desk", 7) == (settings.database_schema, settings.database_pool_size)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_file_of_another_user_is_refused(monkeypatch, tmp_path):
+    """It could name programs that would then run as whoever started Helios."""
+    (tmp_path / ".env").write_text("HELIOS_POSTGRES_BIN=/tmp/evil\n")
+    os.chown(tmp_path / ".env", 65534, 65534)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingError, match="belongs to another user"):
+        Settings.from_environment()

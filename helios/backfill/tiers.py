@@ -43,7 +43,7 @@ def chosen(tier: str | None, path: Path) -> Tier:
     if tier not in tuple(Tier):
         raise InputError(f"{tier!r} is not a tier: choose from {', '.join(Tier)}")
     if tier == Tier.FAST and not installed():
-        raise InputError('the fast tier needs numpy and pyarrow: pip install "helios[fast]"')
+        raise InputError("the fast tier needs numpy and pyarrow: install the extra helios[fast]")
     return Tier(tier)
 
 

@@ -71,4 +71,11 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left, as `head` does: nobody is there to tell
         sys.exit(141)
+    except Exception as error:
+        if logging.getLogger("helios").isEnabledFor(logging.DEBUG):
+            raise
+        # A library said this, not Helios; its first line is what a person can act on.
+        said = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        click.echo(f"helios: {said or type(error).__name__} ({type(error).__name__}; helios -v shows where)", err=True)
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)

@@ -247,5 +247,5 @@ def library(name: str) -> Any:  # noqa: ANN401 - a module that may be absent
         return import_module(name)
     except ImportError:
         raise HeliosError(
-            f'drawing candles needs {name.partition(".")[0]}, which is not installed: pip install "helios[charts]"'
+            f"drawing candles needs {name.partition('.')[0]}, which is not installed: install the extra helios[charts]"
         ) from None

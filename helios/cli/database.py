@@ -8,6 +8,7 @@ from helios.cli.output import json_option, show, talk
 from helios.schema import environment as marker
 from helios.schema import grants as rights
 from helios.schema import migrations
+from helios.schema.preparation import migrator
 from helios.schema.roles import roles_of
 from helios.settings import ENVIRONMENTS, Environment, Settings
 
@@ -22,7 +23,7 @@ def upgrade(revision: str, *, sql: bool) -> None:
     migrations.upgrade(revision, sql=sql)
 
 
-@click.command(epilog="Example: helios downgrade -1")
+@click.command(epilog="Example: helios downgrade -1", context_settings={"ignore_unknown_options": True})
 @click.argument("revision")
 @sql_option
 def downgrade(revision: str, *, sql: bool) -> None:
@@ -38,8 +39,9 @@ def grants(*, sql: bool, as_json: bool) -> None:
     settings = Settings.from_environment()
     engine = db.create_migration_engine(settings)
     with db.connect(engine) as connection:
-        login, database = connection.execute(text("SELECT current_user::text, current_database()::text")).one()
-        steps = rights.missing(connection, settings.database_schema, roles_of(settings, database), login)
+        roles = roles_of(settings, str(connection.scalar(text("SELECT current_database()::text"))))
+        login = migrator(connection, settings.database_schema)
+        steps = rights.missing(connection, settings.database_schema, roles, login)
     if sql:
         for step in steps:
             click.echo(f"{step.statement};")

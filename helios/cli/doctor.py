@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import click
 from redis.exceptions import RedisError
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from helios import db, queries
 from helios.cli.output import json_option, show
@@ -54,7 +55,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
             yield Finding(check="PostgreSQL", ok=True, found=found)
             yield from examine_schema(connection, settings)
     except HeliosError as error:
-        yield Finding(check="PostgreSQL", ok=False, found=str(error), remedy="helios up, or set DATABASE_URL")
+        remedy = "check DATABASE_URL" if settings.migration_url else "helios up, or set DATABASE_URL"
+        yield Finding(check="PostgreSQL", ok=False, found=str(error), remedy=remedy)
     yield redis_answers(settings)
 
 
@@ -73,7 +75,19 @@ def examine_schema(connection: Connection, settings: Settings) -> Iterator[Findi
             sizes,
         )
         for check in checks:
-            yield check(connection, settings)
+            yield attempt(check, connection, settings)
+
+
+def attempt(check: Callable[[Connection, Settings], Finding], connection: Connection, settings: Settings) -> Finding:
+    """Make one check; what this login may not look at does not stop the others."""
+    try:
+        with connection.begin_nested():
+            return check(connection, settings)
+    except DBAPIError as error:
+        said = str(error.orig).partition("\n")[0]
+        name = check.__name__.replace("_", " ")
+        remedy = "use a login of the reader, writer or owner role, or mend what the server says"
+        return Finding(check=name, ok=False, found=f"not checked: {said}", remedy=remedy)
 
 
 def revision(connection: Connection, settings: Settings) -> Finding:
@@ -82,7 +96,7 @@ def revision(connection: Connection, settings: Settings) -> Finding:
     try:
         lacking = migrations.pending(connection, settings.database_schema)
     except HeliosError as error:
-        return Finding(check=name, ok=False, found=str(error), remedy="pip install --upgrade helios")
+        return Finding(check=name, ok=False, found=str(error), remedy="install the newer version of Helios")
     at = ", ".join(migrations.current(connection, settings.database_schema)) or "nothing"
     found = f"schema {settings.database_schema} stands at {at}"
     if lacking:
@@ -130,7 +144,7 @@ def partitions(connection: Connection, settings: Settings) -> Finding:
         remedy = "SELECT make_kline_partition(interval, year), as a member of the writer role"
         return Finding(check="partitions", ok=False, found=f"lacks {', '.join(lacking)}", remedy=remedy)
     return Finding(
-        check="partitions", ok=True, found=f"ready until {year + 2} for {', '.join(used) or 'no interval yet'}"
+        check="partitions", ok=True, found=f"ready until {year + 2} for {', '.join(used)}" if used else "no klines yet"
     )
 
 
@@ -170,8 +184,13 @@ def redis_answers(settings: Settings) -> Finding:
             info = client.info()
             policy = client.config_get("maxmemory-policy").get("maxmemory-policy", "unknown")
     except HeliosError as error:
-        return Finding(check="Redis", ok=False, found=str(error), remedy="helios up, or set REDIS_URL")
-    except RedisError as error:
+        return Finding(
+            check="Redis",
+            ok=False,
+            found=str(error),
+            remedy="check REDIS_URL" if settings.redis_url else "helios up, or set REDIS_URL",
+        )
+    except (RedisError, ValueError, TypeError) as error:  # redis-py reads the URL's parameters only here
         found = db.hide(str(error), db.redis_url(settings))
         return Finding(check="Redis", ok=False, found=found, remedy="check REDIS_URL, and that the server runs")
     version = info.get("valkey_version", info.get("redis_version"))

@@ -95,7 +95,7 @@ def show_candles(  # noqa: PLR0913 - a parameter for each option
     """
     drawn = png is not None or (sys.stdout.isatty() and not (table or as_json))
     if drawn and png is None and not charts.installed("plotext"):
-        talk().print('a table, because drawing needs plotext: pip install "helios[charts]"', markup=False)
+        talk().print("a table, because drawing needs plotext: install the extra helios[charts]")
         drawn = False
     if last is None and since is None:
         last = 100 if drawn else 10

@@ -15,12 +15,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 def out() -> Console:
     """Make the console of results; without a terminal it neither colours nor cuts a line short."""
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    wide = None if sys.stdout and sys.stdout.isatty() else 10_000
+    return Console(width=wide, highlight=False, markup=False, emoji=False)
 
 
 def talk() -> Console:
     """Make the console of talk and progress bars, on stderr."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, nothing: str, right: Iterable[str] = ()) -> None:

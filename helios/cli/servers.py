@@ -46,10 +46,12 @@ def report(found: Sequence[servers.Status], *, as_json: bool) -> None:
             "running": each.running,
             "kept_up": each.kept,
             "version": each.version,
-            "url": each.url.render_as_string(hide_password=True) if each.url else None,
+            "url": each.url.set(drivername=each.url.drivername.partition("+")[0]).render_as_string()
+            if each.url
+            else None,
             "data": str(each.data),
             "used_by": None if each.users is None else list(each.users),
         }
         for each in found
     ]
-    show(rows, as_json=as_json, nothing='no embedded servers here: pip install "helios[embedded]"')
+    show(rows, as_json=as_json, nothing="no embedded servers here: install the extra helios[embedded]")

@@ -263,10 +263,11 @@ class OrderHistory(Base):
     __table_args__ = (
         PrimaryKeyConstraint("order_id", "version"),
         CheckConstraint("version >= 1", name="version_is_one_or_more"),
-        {"comment": "Every change of every order, written by a trigger; it goes when its order is deleted"},
+        {"comment": "Every change of every order, written by a trigger; while it is there, its order stays"},
     )
 
-    order_id: Mapped[uuid.UUID] = mapped_column(ForeignKey(Order.id, ondelete="CASCADE"), comment="Order that changed")
+    # Not by cascade: who may delete an order would erase what is written of it.
+    order_id: Mapped[uuid.UUID] = mapped_column(ForeignKey(Order.id), comment="Order that changed")
     version: Mapped[int] = mapped_column(autoincrement=False, comment="Number of the change, from 1, without holes")
     old_status: Mapped[OrderStatus | None] = mapped_column(Choice(OrderStatus), comment="Before; NULL at first sight")
     new_status: Mapped[OrderStatus] = mapped_column(Choice(OrderStatus), comment="Where it stood afterwards")
@@ -278,6 +279,7 @@ class OrderHistory(Base):
         server_default=false(), comment="Whether an order's life cycle does not know such a change"
     )
     actor: Mapped[str] = mapped_column(comment="Who changed it: helios.actor where set, else the session's user")
+    login: Mapped[str] = mapped_column(comment="The session's user, whatever helios.actor said")
     exchange_at: Mapped[Moment | None] = mapped_column(comment="The exchange's time of the change, where told")
     recorded_at: Mapped[Moment] = mapped_column(server_default=func.clock_timestamp(), comment="When it was written")
 

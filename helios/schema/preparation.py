@@ -37,6 +37,7 @@ FACTS = text("""
            has_database_privilege(current_database(), 'CREATE') AS may_create,
            coalesce(has_schema_privilege(to_regnamespace(quote_ident(:schema))::oid, 'USAGE')
                     AND has_schema_privilege(to_regnamespace(quote_ident(:schema))::oid, 'CREATE'), false) AS may_use,
+           (SELECT pg_get_userbyid(nspowner)::text FROM pg_namespace WHERE nspname = :schema) AS keeper,
            quote_ident(:schema) AS quoted_schema, quote_ident(current_user) AS quoted_login
 """)
 OWNED = text("""
@@ -46,6 +47,10 @@ OWNED = text("""
     FROM pg_namespace, pg_roles WHERE nspname = :schema AND rolname = current_user
 """)
 MAY_JOIN = text("SELECT pg_has_role(nspowner, 'MEMBER') FROM pg_namespace WHERE nspname = :schema")
+MIGRATES = text("""
+    SELECT coalesce((SELECT has_schema_privilege(oid, 'CREATE') OR pg_has_role(nspowner, 'MEMBER')
+                     FROM pg_namespace WHERE nspname = :schema), has_database_privilege(current_database(), 'CREATE'))
+""")
 HOLDERS = text("""
     SELECT string_agg(format('pid %s (%s)', pid, coalesce(nullif(application_name, ''), usename)), ', ' ORDER BY pid)
     FROM pg_stat_activity
@@ -93,6 +98,15 @@ def alone(engine: Engine, schema: str, wait: float) -> Iterator[Connection]:
         yield connection
 
 
+def migrator(connection: Connection, schema: str) -> str | None:
+    """Name the connected login if it is one that migrates; a writer's or reader's has no business in the owner role."""
+    return (
+        connection.scalar(text("SELECT current_user::text"))
+        if connection.scalar(MIGRATES, {"schema": schema})
+        else None
+    )
+
+
 def prepare(engine: Engine, schema: str, roles: Roles, wait: float) -> Prepared:
     """Make the schema and its roles where they are missing, in a transaction of its own.
 
@@ -103,7 +117,7 @@ def prepare(engine: Engine, schema: str, roles: Roles, wait: float) -> Prepared:
 
     def run() -> Prepared:
         with engine.begin() as connection:
-            login = check_rights(connection, schema)
+            login = check_rights(connection, schema, roles)
             connection.execute(ONE_AT_A_TIME)
             skipped = grants.complete(connection, schema, roles, login)
             becomes = roles.owner if connection.scalar(OWNED, {"owner": roles.owner, "schema": schema}) else None
@@ -133,7 +147,7 @@ def finish(engine: Engine, schema: str, roles: Roles, wait: float) -> None:
         )
 
 
-def check_rights(connection: Connection, schema: str) -> str:
+def check_rights(connection: Connection, schema: str, roles: Roles) -> str:
     """Refuse early, with the remedy, where the upgrade could not succeed; return the login's name."""
     facts = connection.execute(FACTS, {"schema": schema}).one()
     if not facts.exists and not facts.may_create:
@@ -142,6 +156,11 @@ def check_rights(connection: Connection, schema: str) -> str:
             f"as the database's owner run: CREATE SCHEMA {facts.quoted_schema} AUTHORIZATION {facts.quoted_login};"
         )
     if facts.exists and not facts.may_use and not connection.scalar(MAY_JOIN, {"schema": schema}):
+        if facts.keeper == roles.owner:
+            raise RightsError(
+                f"role {facts.login!r} may not migrate schema {schema!r} of database {facts.database!r}: "
+                f"use a login that is a member of {facts.keeper!r}, in DATABASE_MIGRATION_URL"
+            )
         raise RightsError(
             f"role {facts.login!r} may not create tables in schema {schema!r} of database {facts.database!r}; as the "
             f"schema's owner run: GRANT USAGE, CREATE ON SCHEMA {facts.quoted_schema} TO {facts.quoted_login};"

