@@ -124,6 +124,18 @@ def test_load_list_and_show(helios, installed, month, tmp_path):
     assert "2025-01-13 11:00" in said
 
 
+def test_initial_and_jobs(helios, installed, month, tmp_path):
+    """An initial load by the command fills the partition; a second one is refused in one sentence."""
+    rejects = ("--rejects", str(tmp_path / "rejects"))
+    status, said, _ = helios(
+        "klines", "load", "--initial", *rejects, "--jobs", "2", "--tier", "fast", "--json", str(month.path)
+    )
+    assert (0, "initial") == (status, json.loads(said)[0]["mode"])
+    status, _, talk = helios("klines", "load", "--initial", "--again", *rejects, str(month.path))
+    assert 2 == status
+    assert "holds rows, and --initial fills only empty ones: load without --initial" in talk.replace("\n", " ")
+
+
 def test_a_load_tells_what_is_wrong_with_a_file(helios, installed, month, tmp_path):
     """Reasons and the place of the rejected rows go to stderr; the rows are in the file."""
     _, said, talk = helios("klines", "load", "--rejects", str(tmp_path / "rejects"), str(month.path))

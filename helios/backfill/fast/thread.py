@@ -6,6 +6,7 @@ import them anew for each file.
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -23,6 +24,7 @@ from helios.backfill.transform.refusal import OutOfBoundsError, RefusalError
 
 BEGINNING = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 END = b"\xff\xff"
+BLOCK = 1 << 21  # bytes: the longer the columns, the less Python between them
 AHEAD = 2  # pieces encoded before the server wants them
 PIECE = 1 << 18  # bytes: what is looked at closely comes in crumbs
 LOOK_EVERY = 0.2  # seconds between two looks whether somebody still waits
@@ -78,7 +80,7 @@ class FastReading(Reading):
         head = self._file.read(len(PARQUET))
         self._file.seek(0)
         if head != PARQUET:
-            return blocks
+            return partial(blocks, size=BLOCK)
         from helios.backfill.fast import parquet  # noqa: PLC0415 - not imported for the files that are text
 
         return parquet.blocks(Grid(self._job["step"], self._job["anchor"]), self._job["interval"])

@@ -28,19 +28,20 @@ class Block(NamedTuple):
     torn: bool
 
 
-def blocks(file: BinaryIO) -> Iterator[Block]:
+def blocks(file: BinaryIO, size: int | None = None) -> Iterator[Block]:
     """Read a file from its beginning, whatever of the three forms it has; its content decides, not its name."""
+    size = size or BLOCK
     file.seek(0)
     head = file.read(4096)
     file.seek(0)
     if head.startswith(PARQUET):
         raise RefusalError("is Parquet, which takes numpy and pyarrow to read: install the extra helios[fast]")
     if head.startswith(b"PK\x03\x04"):
-        return member_blocks(file)
-    return text_blocks(file, head)
+        return member_blocks(file, size)
+    return text_blocks(file, head, size)
 
 
-def member_blocks(file: BinaryIO) -> Iterator[Block]:
+def member_blocks(file: BinaryIO, size: int) -> Iterator[Block]:
     """Read the one file inside a ZIP, never more of it at once than a block."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -50,21 +51,21 @@ def member_blocks(file: BinaryIO) -> Iterator[Block]:
             with archive.open(names[0]) as member:
                 head = member.read(4096)
             with archive.open(names[0]) as member:
-                yield from text_blocks(member, head)
+                yield from text_blocks(member, head, size)
     except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError) as error:
         raise RefusalError(f"is a ZIP that cannot be read ({error}): fetch it again") from error
     except zipfile.zlib.error as error:  # type: ignore[attr-defined]
         raise RefusalError(f"is a damaged ZIP ({error}): fetch it again") from error
 
 
-def text_blocks(stream: Readable, head: bytes) -> Iterator[Block]:
+def text_blocks(stream: Readable, head: bytes, size: int) -> Iterator[Block]:
     """Tell text from rubbish by its beginning, and CSV from JSON."""
     if b"\0" in head or not readable(head):
         raise RefusalError("is not text: klines are CSV, a ZIP with one CSV, or JSON")
     first = head.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
     if first == b"{":
         raise RefusalError("holds a JSON object, but candles are a list of lists, [[time, open, high, low, ...], ...]")
-    return json_blocks(stream) if first == b"[" else csv_blocks(stream)
+    return json_blocks(stream, size) if first == b"[" else csv_blocks(stream, size)
 
 
 def readable(head: bytes) -> bool:
@@ -76,18 +77,18 @@ def readable(head: bytes) -> bool:
     return True
 
 
-def pieces(stream: Readable) -> Iterator[bytes]:
+def pieces(stream: Readable, size: int) -> Iterator[bytes]:
     """Read a stream block by block, without the mark that some editors put before the first byte."""
-    if first := stream.read(max(BLOCK, len(BYTE_ORDER_MARK))).removeprefix(BYTE_ORDER_MARK):
+    if first := stream.read(max(size, len(BYTE_ORDER_MARK))).removeprefix(BYTE_ORDER_MARK):
         yield first
-    while data := stream.read(BLOCK):
+    while data := stream.read(size):
         yield data
 
 
-def csv_blocks(stream: Readable) -> Iterator[Block]:
+def csv_blocks(stream: Readable, size: int) -> Iterator[Block]:
     """Cut CSV behind the last line feed of each piece; a carriage return before a line feed is dropped."""
     line, rest = 1, b""
-    for piece in pieces(stream):
+    for piece in pieces(stream, size):
         data = rest + piece
         cut = data.rfind(b"\n") + 1
         rest = data[cut:]
@@ -103,10 +104,10 @@ def csv_blocks(stream: Readable) -> Iterator[Block]:
         yield Block(line, rest.rstrip(b"\r") + b"\n", torn=True)
 
 
-def json_blocks(stream: Readable) -> Iterator[Block]:
+def json_blocks(stream: Readable, size: int) -> Iterator[Block]:
     """Turn `[[a,b],[c,d]]` into lines `a,b`; digits stay as they were written, and a line is a row's number."""
     line, rest, opened = 1, b"", False
-    for piece in pieces(stream):
+    for piece in pieces(stream, size):
         data = rest + piece.translate(None, b' \t\r\n"')
         if not opened:
             if len(data) < 2:  # noqa: PLR2004 - both opening brackets are needed
