@@ -9,7 +9,7 @@ from typing import Any
 
 import exchange
 import pytest
-from sqlalchemy import Engine, create_engine, delete, event, select, text
+from sqlalchemy import Engine, create_engine, delete, event, select
 from sqlalchemy.orm import Session
 
 from helios.errors import InputError
@@ -186,12 +186,8 @@ def test_an_instrument_is_held_while_its_candles_are_written(owner, pooled, feed
     with pooled.begin() as connection:
         feed.recorder.write(connection, reports, feed._known.copy())  # noqa: SLF001 - held open in the middle
         with owner.begin() as other:
-            taken = other.execute(
-                text(
-                    f'SELECT id FROM "{Instrument.__table__.schema}".instruments WHERE symbol = :s FOR UPDATE SKIP LOCKED'
-                ),
-                {"s": symbol},
-            )
+            wanted = select(Instrument.id).filter_by(symbol=symbol).with_for_update(skip_locked=True)
+            taken = other.execute(wanted)
             assert [] == taken.all()
     assert 1 == len(klines_of(pooled, symbol))
 
