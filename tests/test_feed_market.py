@@ -9,7 +9,7 @@ from typing import Any
 
 import exchange
 import pytest
-from sqlalchemy import Engine, create_engine, delete, event, select
+from sqlalchemy import Engine, create_engine, delete, event, select, text
 from sqlalchemy.orm import Session
 
 from helios.errors import InputError
@@ -153,6 +153,17 @@ def test_a_year_without_a_partition(pooled, feed, symbol) -> None:
     assert [(Interval.H1, 2031), (Interval.H1, 2032)] == [
         (row.interval, row.open_time.year) for row in klines_of(pooled, symbol)
     ]
+
+
+def test_a_partition_dropped_meanwhile(owner, pooled, feed, symbol) -> None:
+    """A partition that the feed knew and somebody dropped is made again."""
+    year = int(datetime(2041, 1, 1, tzinfo=UTC).timestamp() * 1000)
+    late = datetime(2042, 1, 1, tzinfo=UTC)
+    for _ in range(2):
+        assert 1 == feed.take([exchange.kline_row(year)], symbol=symbol, interval="1h", received_at=late).klines
+        assert 1 == len(klines_of(pooled, symbol))
+        with owner.begin() as connection:
+            connection.execute(text(f'DROP TABLE "{Kline.__table__.schema}".klines_1h_2041'))
 
 
 def test_a_nonsense_candle(feed, symbol) -> None:

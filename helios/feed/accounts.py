@@ -28,7 +28,7 @@ def account_id(writer: Writer, exchange: str, name: str, market: Market) -> int:
         if row is None:
             writer.execute(made)
             continue
-        if row.market is not market:
+        if row.market != market:
             raise InputError(
                 f"account {name!r} of {exchange} belongs to market {row.market}, not {market}: name another account"
             )

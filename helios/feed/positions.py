@@ -90,7 +90,7 @@ class State:
         if self.entry_price is None:
             return trade.price
         held, added = abs(self.quantity), abs(trade.quantity)
-        if market is Market.CM:
+        if market == Market.CM:
             worth = DIVIDING.divide(held, self.entry_price) + DIVIDING.divide(added, trade.price)
             return DIVIDING.divide(held + added, worth)
         cost = EXACT.fma(held, self.entry_price, EXACT.multiply(added, trade.price))
@@ -104,7 +104,7 @@ def gain(entry_price: Decimal, price: Decimal, market: Market) -> Decimal:
     asset for each unit of quote asset that a contract is worth; the tables do not know how many those are (100 for
     BTCUSD, 10 for the others), so multiply by it. Both as Binance's futures help pages define profit and loss.
     """
-    if market is Market.CM:
+    if market == Market.CM:
         return EXACT.subtract(DIVIDING.divide(Decimal(1), entry_price), DIVIDING.divide(Decimal(1), price))
     return EXACT.subtract(price, entry_price)
 
