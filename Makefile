@@ -1,18 +1,21 @@
 # make demo    a fresh clone to klines in a schema of their own
 # make test    a fresh clone to a green suite
 # make check   types, lint, layers
-# make chaos   the long runs: servers and migrations killed again and again
+# make bench   loading beside its peers: a table, and JSON in bench.json (FILES=... measures files of your own)
+# make chaos   the long runs: servers, migrations and loads killed again and again
 # make clean   remove what these made
 #
 # Needs Python 3.11 or newer with its venv module, and make; PYTHON=... chooses another Python.
 
 FILES ?=
 KILLS ?= 50
+LOADS ?= 200
+BENCH ?= --json bench.json
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$each" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$each" && break; done)
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check chaos clean
+.PHONY: demo test check bench chaos clean
 
 demo: .venv/installed
 	@.venv/bin/python scripts/demo.py $(FILES)
@@ -25,6 +28,10 @@ check: .venv/developing
 
 chaos: .venv/developing
 	@HELIOS_KILLS=$(KILLS) .venv/bin/python -m pytest tests/chaos_servers.py tests/test_migrations.py -k "kill" $(TESTS)
+	@HELIOS_KILLS=$(LOADS) .venv/bin/python -m pytest tests/test_backfill_kills.py
+
+bench: .venv/benchmarking
+	@.venv/bin/python -m benchmarks $(BENCH) $(FILES)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -41,4 +48,9 @@ clean:
 .venv/developing: .venv/installed
 	@echo "installing what the tests need ..." >&2
 	@$(PIP) install --group dev
+	@touch $@
+
+.venv/benchmarking: .venv/developing
+	@echo "installing what is measured beside ..." >&2
+	@$(PIP) install --group bench
 	@touch $@

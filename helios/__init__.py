@@ -3,7 +3,9 @@
 The map, from the top; a module imports only what stands below it:
 
     cli                            the `helios` command: the only part that prints and asks
-    backfill | feed | queries      files of klines, and what the exchange says, into the tables; a trader's questions
+    backfill | feed | retention    files of klines, and what the exchange says, into the tables; what is old out of them
+    quality                        how well we heard: facts, scores, alerts, for all that write
+    queries                        the questions a trader asks of the tables
     db                             engines, sessions and Redis clients made from the settings
     models | schema | servers      the tables; schema, grants, marker, migrations; the embedded servers
     settings                       what the environment says

@@ -37,3 +37,7 @@ class SchemaError(HeliosError):
 
 class EnvironmentRefusedError(HeliosError):
     """The database is production, or does not say what it is, and the action would delete or instrument."""
+
+
+class StaleError(HeliosError):
+    """What was read is older than the caller allows, or not there at all: nothing stale is handed out as fresh."""

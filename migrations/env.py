@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 
 from helios import db
 from helios.errors import HeliosError
-from helios.schema import environment, grants, operations, preparation
+from helios.schema import environment, grants, migrations, operations, preparation
 from helios.schema.roles import roles_of
 from helios.settings import Settings
 
@@ -25,8 +25,10 @@ log = logging.getLogger("helios.schema")
 PARTITIONS = text("SELECT relname::text FROM pg_class WHERE relispartition AND relnamespace = to_regnamespace(:schema)")
 
 
-def without_schema(metadata: MetaData) -> MetaData:
+def models_without_schema() -> MetaData:
     """Copy the models' tables into no schema: revisions name none, the connection's search_path does."""
+    from helios.models import metadata  # noqa: PLC0415 - only commands that compare the models wait for them
+
     target = MetaData(naming_convention=metadata.naming_convention)
     for table in metadata.sorted_tables:
         table.to_metadata(target, schema=None, referred_schema_fn=lambda *_: BLANK_SCHEMA)
@@ -46,17 +48,12 @@ def tell(*, step: MigrationInfo, **_: object) -> None:
     log.info("%s revision %s: %s", done, step.up_revision_id, step.up_revision.doc)
 
 
-def options() -> dict[str, Any]:
-    """Give what online and printed migrations have in common."""
-    from helios import models  # noqa: PLC0415 - the models read the settings, whose errors main() has to catch
-
-    return {
-        "target_metadata": without_schema(models.metadata),
-        "transaction_per_migration": True,
-        "compare_server_default": True,
-        "render_item": as_plain_type,
-        "on_version_apply": tell,
-    }
+OPTIONS: dict[str, Any] = {
+    "transaction_per_migration": True,
+    "compare_server_default": True,
+    "render_item": as_plain_type,
+    "on_version_apply": tell,
+}
 
 
 def online(settings: Settings, command: str) -> None:
@@ -65,7 +62,8 @@ def online(settings: Settings, command: str) -> None:
         if command in ("upgrade", "downgrade", "do_stamp"):
             change(settings, command)
         else:
-            run(db.create_migration_engine(settings), settings.database_schema, settings.database_migration_wait)
+            engine = db.create_migration_engine(settings)
+            run(engine, settings.database_schema, target_metadata=models_without_schema())
 
 
 def change(settings: Settings, command: str) -> None:
@@ -78,21 +76,22 @@ def change(settings: Settings, command: str) -> None:
         roles = roles_of(settings, str(connection.scalar(text("SELECT current_database()"))))
         prepared = preparation.prepare(login, schema, roles, wait)
         owner = db.create_migration_engine(settings, prepared.role)
-        preparation.patiently(owner, wait, lambda: run(owner, schema, wait))
+        preparation.patiently(owner, wait, lambda: run(owner, schema, helios_wait=wait))
         preparation.finish(login, schema, roles, wait)
+        log.info("schema %s stands at %s", schema, ", ".join(migrations.current(connection, schema)) or "its beginning")
         if settings.migration_url is None and not environment.read(connection, schema).marked:
             environment.mark(connection, schema, "development")  # an embedded server knows what it is for
 
 
-def run(engine: Engine, schema: str, wait: float) -> None:
-    """Run the command's revisions on one connection."""
+def run(engine: Engine, schema: str, **more: Any) -> None:  # noqa: ANN401 - Alembic's options
+    """Run the command's revisions, or its comparison, on one connection."""
     with engine.connect() as connection:
         partitions = partitions_of(connection, schema)
         context.configure(
             connection=connection,
             include_name=lambda name, kind, _parents: not (kind == "table" and name in partitions),
-            helios_wait=wait,
-            **options(),
+            **OPTIONS,
+            **more,
         )
         with context.begin_transaction():
             context.run_migrations()
@@ -111,7 +110,7 @@ def offline(settings: Settings) -> None:
     dialect = postgresql.dialect(paramstyle="named")
     quote = dialect.identifier_preparer.quote_identifier
     completion = grants.offline(dialect, schema, roles, url.username if url else None)
-    context.configure(dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"}, **options())
+    context.configure(dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"}, **OPTIONS)
     for statement in (
         preparation.LOCK_OR_FAIL.format(schema=schema),
         f"SET lock_timeout = '{round(settings.database_lock_timeout * 1000)}ms'",

@@ -7,17 +7,18 @@ the embedded server, whatever DATABASE_URL says, and clears what an earlier demo
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import make_klines
+import psycopg2
 
 from helios import servers
 from helios.errors import HeliosError
@@ -42,12 +43,9 @@ def main() -> None:
     os.environ.update(OWN)
     try:
         settings = Settings.from_environment()
-        with both_servers(settings) as url:
-            run(
-                servers.available(settings).postgres / "pg_dump",
-                url,
-                [str(Path(each).resolve()) for each in sys.argv[1:]],
-            )
+        with both_servers(settings) as url, the_only_one(url), working_folder(settings) as folder:
+            files = [str(Path(each).resolve()) for each in sys.argv[1:]]
+            run(servers.available(settings).postgres / "pg_dump", url, folder, files)
     except HeliosError as error:
         raise SystemExit(f"demo: {error}") from None
     say(f"Done. To look around: DATABASE_SCHEMA={SCHEMA} .venv/bin/helios klines list")
@@ -80,21 +78,44 @@ def both_servers(settings: Settings) -> Iterator[str]:
                 each.wait_ended()
 
 
-def run(pg_dump: Path, url: str, files: list[str]) -> None:
+@contextmanager
+def the_only_one(url: str) -> Iterator[None]:
+    """Wait for another demo to end: it works in the same schema."""
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute("SELECT pg_try_advisory_lock(hashtext('helios demo'))")
+        if not cursor.fetchone()[0]:
+            say("Waiting for another demo to end")
+            cursor.execute("SELECT pg_advisory_lock(hashtext('helios demo'))")
+        yield
+
+
+@contextmanager
+def working_folder(settings: Settings) -> Iterator[Path]:
+    """Make a folder beside the servers' data, which a demo that was killed leaves to the next one."""
+    folder = settings.helios_home.resolve() / "demo"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def run(pg_dump: Path, url: str, folder: Path, files: list[str]) -> None:
     """Do the main job."""
     before = checksum_of_public(pg_dump, url)
     helios("upgrade")  # so that there is something to clear, also the first time
     helios("downgrade", "base")
     shown("upgrade")
-    with tempfile.TemporaryDirectory(prefix="helios-demo-") as folder:
-        expected = None
-        if not files:
-            say(f"Generating one month of 1m klines of {', '.join(SYMBOLS)}, with the defects of the public archive")
-            made = generated(Path(folder))
-            files, expected = [str(each.path) for each in made], {each.symbol: each.good for each in made}
-        shown("klines", "load", "--rejects", f"{folder}/rejects", *files)
-        say("The same again: every row is compared, none is written")
-        shown("klines", "load", "--again", "--rejects", f"{folder}/rejects", *files)
+    expected = None
+    if not files:
+        say(f"Generating one month of 1m klines of {', '.join(SYMBOLS)}, with the defects of the public archive")
+        made = generated(folder)
+        files, expected = [str(each.path) for each in made], {each.symbol: each.good for each in made}
+    shown("klines", "load", "--rejects", f"{folder}/rejects", *files)
+    say("The same again: every row is compared, none is written")
+    shown("klines", "load", "--again", "--rejects", f"{folder}/rejects", *files)
     shown("klines", "list")
     series: list[dict[str, Any]] = json.loads(helios("klines", "list", "--json"))
     if expected is not None and expected != {each["symbol"]: each["rows"] for each in series}:

@@ -19,6 +19,7 @@ from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
 from helios.backfill import Mode, Report, Stage, load, recognise
+from helios.backfill.tiers import Tier
 from helios.errors import HeliosError
 
 JANUARY = datetime(2025, 1, 1, tzinfo=UTC)
@@ -31,12 +32,17 @@ REAL = sorted(
 Loader = Callable[..., Report]
 
 
+both_tiers = pytest.mark.parametrize("loaded", list(Tier), indirect=True)
+
+
 @pytest.fixture
-def loaded(writer: Engine, tmp_path: Path) -> Loader:
-    """Load a file as the writer role; rejected rows go below the test's folder."""
+def loaded(writer: Engine, tmp_path: Path, request: pytest.FixtureRequest) -> Loader:
+    """Load a file as the writer role, by the base tier unless told; rejected rows go below the test's folder."""
+    tier = getattr(request, "param", Tier.BASE)
 
     def run(path: Path, *, strict: bool = False, again: bool = False, **options: str) -> Report:
-        return load(writer, recognise(path, **options), strict=strict, again=again, rejects=tmp_path / "rejects")
+        source, rejects = recognise(path, **options), tmp_path / "rejects"
+        return load(writer, source, strict=strict, again=again, rejects=rejects, tier=tier)
 
     return run
 
@@ -67,6 +73,7 @@ def distinct_times(path: Path) -> list[datetime]:
     return sorted(zero + timedelta(milliseconds=at if at < 10**14 else at // 1000) for at in written)
 
 
+@both_tiers
 @pytest.mark.parametrize("header", [True, False])
 @pytest.mark.parametrize("unit", ["ms", "us"])
 @pytest.mark.parametrize("zipped", [True, False])
@@ -78,6 +85,7 @@ def test_official_layouts(loaded, held, symbol, tmp_path, *, header, unit, zippe
     assert [(JANUARY + timedelta(hours=hour),) for hour in range(744)] == held(symbol)
 
 
+@both_tiers
 def test_values_are_exact(loaded, held, symbol, tmp_path) -> None:
     """Every number is stored as the file has it."""
     made = make_klines.make_file(tmp_path, symbol, "1h", start=JANUARY, rows=100)
@@ -89,6 +97,7 @@ def test_values_are_exact(loaded, held, symbol, tmp_path) -> None:
     )
 
 
+@both_tiers
 def test_ccxt_json(loaded, held, symbol, tmp_path) -> None:
     """Candles as ccxt returns them arrive with their digits as written; what they do not have is NULL."""
     made = make_klines.make_file(
@@ -110,6 +119,7 @@ def test_ccxt_json(loaded, held, symbol, tmp_path) -> None:
     assert tuple(map(Decimal, first[1:])) == held(symbol, "open, high, low, close, volume")[0]
 
 
+@both_tiers
 def test_plain_candles_take_nothing_away(loaded, held, symbol, tmp_path) -> None:
     """A file without numbers of trades leaves those that an official file brought."""
     made = make_klines.make_file(tmp_path, symbol, "1m", start=JANUARY, rows=100)
@@ -123,6 +133,7 @@ def test_plain_candles_take_nothing_away(loaded, held, symbol, tmp_path) -> None
     assert before == held(symbol, "k.*")
 
 
+@both_tiers
 @pytest.mark.parametrize("interval", ["1s", "3m", "12h", "1d", "3d", "1w", "1mo"])
 def test_every_kind_of_interval(loaded, held, symbol, tmp_path, interval) -> None:
     """Seconds, days, weeks from Monday and calendar months are all on their own grid."""
@@ -146,6 +157,7 @@ def test_unchanged_file_costs_its_checksum(loaded, owner, symbol, tmp_path, *, z
         assert before == connection.execute(text("SELECT count(*) FROM helios_trading.data_quality_metrics")).scalar()
 
 
+@both_tiers
 def test_the_same_again_writes_nothing(loaded, owner, symbol, tmp_path) -> None:
     """Read once more on demand, a file changes no row, and the table does not grow."""
     made = make_klines.make_file(tmp_path, symbol, "1m", start=JANUARY, rows=20_000)
@@ -162,6 +174,7 @@ def test_the_same_again_writes_nothing(loaded, owner, symbol, tmp_path) -> None:
         assert before == (connection.scalar(size), connection.scalar(versions))
 
 
+@both_tiers
 def test_a_replaced_file_changes_only_what_differs(loaded, owner, held, symbol, tmp_path) -> None:
     """A file cut short and later replaced brings its missing rows and its corrections, and touches nothing else."""
     made = make_klines.make_file(tmp_path, symbol, "1h", start=JANUARY, rows=100)
@@ -298,6 +311,7 @@ def test_a_reading_that_writes_nothing_ends_with_its_loader(writer, symbol, tmp_
     wait_gone(reader)
 
 
+@both_tiers
 @pytest.mark.parametrize(
     "path",
     REAL or [pytest.param(None, marks=pytest.mark.skip("no ../shared/data here; generated files prove the same"))],
@@ -319,7 +333,8 @@ def start_load(url: URL, path: Path) -> "subprocess.Popen[bytes]":
         import sys
         from sqlalchemy import create_engine
         from helios.backfill import load, recognise
-        report = load(create_engine(sys.argv[1]), recognise(sys.argv[2]), progress=lambda p: print(p.rows, flush=True))
+        report = load(create_engine(sys.argv[1]), recognise(sys.argv[2]), tier="base",
+                      progress=lambda p: print(p.rows, flush=True))
     """
     command = [sys.executable, "-c", textwrap.dedent(program), url.render_as_string(hide_password=False), str(path)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -363,7 +378,7 @@ def test_a_killed_reader_fails_the_load(writer, held, symbol, tmp_path) -> None:
                 os.kill(child, signal.SIGKILL)
 
     with pytest.raises(HeliosError, match="its reader ended with status -9"):
-        load(writer, recognise(made.path), progress=end_child)
+        load(writer, recognise(made.path), progress=end_child, tier="base")
     assert [] == held(symbol)
 
 
@@ -392,8 +407,9 @@ def test_memory_stays_bounded(loaded, symbol, tmp_path) -> None:
         import json, resource, subprocess, sys
         from helios.backfill.loading import Load
         from helios.backfill import recognise
+        from helios.backfill.tiers import Tier
         with open(sys.argv[1], "rb") as file:
-            work = Load(None, recognise(sys.argv[1]), file, False, None, lambda _: None)
+            work = Load(None, recognise(sys.argv[1]), file, False, None, lambda _: None, Tier.BASE)
             print(work.looked_at().last)
         print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
     """

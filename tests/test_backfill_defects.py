@@ -17,6 +17,7 @@ from make_klines import Made, Row
 from sqlalchemy import Engine, text
 
 from helios.backfill import Mode, Report, load, recognise
+from helios.backfill.tiers import Tier
 from helios.errors import InputError
 
 JANUARY = datetime(2025, 1, 1, tzinfo=UTC)
@@ -31,6 +32,7 @@ class Bench:
     owner: Engine
     symbol: str
     folder: Path
+    tier: Tier = Tier.BASE
 
     def make(self, *defects: str, rows: int = 400, interval: str = "1m", **options: object) -> Made:
         """Generate a file."""
@@ -52,9 +54,8 @@ class Bench:
 
     def load(self, path: Path, *, strict: bool = False, again: bool = False, **options: str) -> Report:
         """Load a file."""
-        return load(
-            self.writer, recognise(path, **options), strict=strict, again=again, rejects=self.folder / "rejects"
-        )
+        source, rejects = recognise(path, **options), self.folder / "rejects"
+        return load(self.writer, source, strict=strict, again=again, rejects=rejects, tier=self.tier)
 
     def held(self, columns: str = "open_time") -> list[tuple[object, ...]]:
         """Read columns of what arrived, oldest first."""
@@ -77,9 +78,12 @@ class Bench:
             return [tuple(row) for row in connection.execute(text(statement), {"symbol": self.symbol})]
 
 
+both_tiers = pytest.mark.parametrize("bench", list(Tier), indirect=True)
+
+
 @pytest.fixture
-def bench(writer: Engine, owner: Engine, symbol: str, tmp_path: Path) -> Bench:
-    return Bench(writer, owner, symbol, tmp_path)
+def bench(writer: Engine, owner: Engine, symbol: str, tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
+    return Bench(writer, owner, symbol, tmp_path, getattr(request, "param", Tier.BASE))
 
 
 def rejected_rows(report: Report) -> list[tuple[int, str]]:
@@ -95,6 +99,7 @@ def agrees(report: Report, made: Made) -> bool:
     return told == (made.rows, made.good, made.rejected, made.duplicates, made.missing)
 
 
+@both_tiers
 @pytest.mark.parametrize("defect", sorted(make_klines.DEFECTS))
 def test_each_defect_is_counted(bench: Bench, defect: str) -> None:
     """Each generated defect is told in exact numbers, and the good rows are all there."""
@@ -106,6 +111,7 @@ def test_each_defect_is_counted(bench: Bench, defect: str) -> None:
         assert made.rejected == len(rejected_rows(report))
 
 
+@both_tiers
 def test_all_defects_in_one_file(bench: Bench) -> None:
     """A file with every defect at once is told in exact numbers, and the measurement agrees."""
     made = bench.make(*make_klines.DEFECTS, rows=3000)
@@ -486,7 +492,7 @@ def test_reasons_are_stored_as_sentences(bench: Bench) -> None:
     made = bench.make("nan", "equal-duplicates", "gap")
     report = bench.load(made.path)
     ((*_, level, reasons),) = bench.quality()
-    assert "warning" == level
+    assert "critical" == level  # the file's name says a month, of which most is missing
     assert report.reasons == reasons
     assert {"3 rows rejected: not finite", "3 rows that repeat an earlier one were dropped"} < set(reasons)
 

@@ -17,10 +17,12 @@ from sqlalchemy.exc import DBAPIError
 from helios import db
 from helios.backfill import tables
 from helios.backfill.bounds import Bounds, likely_bounds
-from helios.backfill.child import Child, OutOfBoundsError, now, reading
+from helios.backfill.initial import Initial
+from helios.backfill.reading import OutOfBoundsError, Reading, now
 from helios.backfill.report import Mode, Progress, Report, Stage, write_rejects
 from helios.backfill.source import Source
-from helios.backfill.verdict import alert_level, completed, moment
+from helios.backfill.tiers import Tier, chosen, reading
+from helios.backfill.verdict import completed, judged, moment
 from helios.errors import HeliosError, InputError
 from helios.models import Interval, Kline, QualitySubject
 
@@ -38,6 +40,8 @@ def load(  # noqa: PLR0913 - options, by keyword alone
     again: bool = False,
     rejects: Path | None = None,
     progress: Tell | None = None,
+    tier: str | None = None,
+    initial: bool = False,
 ) -> Report:
     """Load a file of klines.
 
@@ -50,16 +54,60 @@ def load(  # noqa: PLR0913 - options, by keyword alone
         again: read the file also when its checksum is the one that was loaded.
         rejects: the folder that a file of the rejected rows goes to; without it they are only counted.
         progress: called some times a second with how far it has come.
+        tier: `base` reads with the standard library, `fast` with numpy and pyarrow; None chooses.
+        initial: fill empty partitions without their key, which is built afterwards; `bind` may act as the owner.
 
     Raises:
-        InputError: the file cannot be used; nothing was written.
+        InputError: the file cannot be used, or a partition is not empty with `initial`; nothing was written.
+        RightsError: the login may not act as the owner, with `initial`.
 
     """
+    options = Options(strict=strict, again=again, rejects=rejects, tier=tier)
+    with connected(bind) as connection:
+        if not initial:
+            return load_one(connection, source, options, progress)
+        began = time.monotonic()
+        with transaction(connection):
+            into = Initial(connection)
+            report = load_one(connection, source, options, progress, into)
+            into.finish()
+        report.seconds = time.monotonic() - began
+        return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How files are loaded; the names are those of `load`."""
+
+    strict: bool = False
+    again: bool = False
+    rejects: Path | None = None
+    tier: str | None = None
+
+
+def load_one(
+    connection: Connection,
+    source: Source,
+    options: Options,
+    progress: Tell | None = None,
+    initial: Initial | None = None,
+) -> Report:
+    """Load a file on a connection; with `initial`, into the partitions that it fills and will put in their places."""
     began = time.monotonic()
     try:
-        with FileIO(source.path) as file, connected(bind) as connection:
-            work = Load(connection, source, file, strict=strict, rejects=rejects, progress=progress or (lambda _: None))
-            report = (None if again else work.unchanged()) or work.read()
+        with FileIO(source.path) as file:
+            work = Load(
+                connection,
+                source,
+                file,
+                strict=options.strict,
+                rejects=options.rejects,
+                progress=progress or (lambda _: None),
+                tier=chosen(options.tier, source.path),
+            )
+            report = None if options.again else work.unchanged()
+            if report is None:
+                report = initial.fill(work) if initial else work.read()
     except OSError as error:
         raise InputError(f"{source.path} cannot be read: {error.strerror}") from error
     except DBAPIError as error:
@@ -99,6 +147,7 @@ class Load:
     strict: bool
     rejects: Path | None
     progress: Tell
+    tier: Tier
 
     def unchanged(self) -> Report | None:
         """Report a file whose content is the one that was loaded before."""
@@ -133,9 +182,9 @@ class Load:
 
     def looked_at(self) -> Bounds:
         """Read the whole file and write nothing."""
-        with self.child(Stage.LOOKING, None, 0) as child:
-            child.wait()
-            found = child.told["found"]
+        with self.reading(Stage.LOOKING, None, 0) as rows_in:
+            rows_in.wait()
+            found = rows_in.told["found"]
         if self.strict and found["rejected"]:
             line, reason = found["first_bad"]
             raise InputError(
@@ -143,7 +192,7 @@ class Load:
                 "and with --strict nothing is loaded"
             )
         first, last = found["first"], found["last"]
-        return Bounds(first, last, found["years"], official=child.told["width"] == OFFICIAL)
+        return Bounds(first, last, found["years"], official=rows_in.told["width"] == OFFICIAL)
 
     def partitions_missing(self, years: list[int]) -> list[int]:
         """List the years without a partition."""
@@ -157,7 +206,7 @@ class Load:
                 tables.make_partition(self.connection, self.source, year)
 
     @contextmanager
-    def child(self, stage: Stage, bounds: Bounds | None, instrument_id: int) -> Iterator[Child]:
+    def reading(self, stage: Stage, bounds: Bounds | None, instrument_id: int) -> Iterator[Reading]:
         """Start a reading of the file."""
         interval = self.source.interval
         job = {
@@ -175,8 +224,8 @@ class Load:
         def tell(rows: int) -> None:
             self.progress(Progress(stage, rows, os.lseek(self.file.fileno(), 0, os.SEEK_CUR), size))
 
-        with reading(self.source.path, self.file, job, tell) as child:
-            yield child
+        with reading(self.tier, self.source.path, self.file, job, tell) as rows_in:
+            yield rows_in
 
     def written(self, bounds: Bounds) -> Report:
         """Write the file's candles, and what is to be remembered of it, in one transaction."""
@@ -197,26 +246,28 @@ class Load:
 
     def direct(self, bounds: Bounds, instrument_id: int) -> Report:
         """Copy straight into the table."""
-        with self.child(Stage.LOADING, bounds, instrument_id) as child:
-            child.peek()
+        with self.reading(Stage.LOADING, bounds, instrument_id) as rows_in:
+            rows_in.peek()
             klines = tables.quoted(self.connection, Kline.__table__)
-            rows = tables.copy(self.connection, klines, bounds.values, child)
-            return self.finished(Mode.DIRECT, child, instrument_id, (rows, 0), rows)
+            rows = tables.copy(self.connection, klines, bounds.values, rows_in)
+            return self.finished(Mode.DIRECT, rows_in, instrument_id, (rows, 0), rows)
 
     def compared(self, bounds: Bounds, span: tuple[datetime, datetime], instrument_id: int) -> Report:
         """Copy into a table beside, and write only what differs."""
-        with self.child(Stage.LOADING, bounds, instrument_id) as child:
-            child.peek()
+        with self.reading(Stage.LOADING, bounds, instrument_id) as rows_in:
+            rows_in.peek()
             tables.make_stage(self.connection)
-            rows = tables.copy(self.connection, tables.STAGE, bounds.values, child)
+            rows = tables.copy(self.connection, tables.STAGE, bounds.values, rows_in)
             size = os.fstat(self.file.fileno()).st_size
             self.progress(Progress(Stage.COMPARING, rows, size, size))
             counts = tables.write_differences(self.connection, instrument_id, self.source, span, bounds.values)
-            return self.finished(Mode.COMPARED, child, instrument_id, counts, rows)
+            return self.finished(Mode.COMPARED, rows_in, instrument_id, counts, rows)
 
-    def finished(self, mode: Mode, child: Child, instrument_id: int, counts: tuple[int, int], copied: int) -> Report:
+    def finished(
+        self, mode: Mode, rows_in: Reading, instrument_id: int, counts: tuple[int, int], copied: int
+    ) -> Report:
         """Remember the file and its quality, put the rejected rows aside, and sum up."""
-        found: dict[str, Any] = child.told["found"]
+        found: dict[str, Any] = rows_in.told["found"]
         if copied != found["good"]:
             raise HeliosError(
                 f"{self.source.path} was not loaded: {copied} of its {found['good']} rows reached the server. "
@@ -224,12 +275,13 @@ class Load:
             )
         report = completed(Report(source=self.source, mode=mode, inserted=counts[0], changed=counts[1]), found)
         if report.rejected and self.rejects is not None:
-            report.rejects = write_rejects(self.rejects, self.source, child.rejected())
-        self.remember(report, instrument_id, found, child.told["sha256"])
+            report.rejects = write_rejects(self.rejects, self.source, rows_in.rejected())
+        self.remember(report, instrument_id, found, rows_in.told["sha256"])
         return report
 
     def remember(self, report: Report, instrument_id: int, found: dict[str, Any], sha256: str) -> None:
         """Write the rows of kline_files and data_quality_metrics."""
+        verdict = judged(report, found)
         tables.remember_file(
             self.connection,
             instrument_id,
@@ -255,7 +307,8 @@ class Load:
                 "rows_found": report.good,
                 "rows_rejected": report.rejected,
                 "completeness": str(round(report.completeness, 6)),
-                "alert_level": alert_level(report),
+                "score": verdict.score,
+                "alert_level": verdict.alert_level,
                 "reasons": report.reasons,
             },
         )

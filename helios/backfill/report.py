@@ -20,6 +20,7 @@ class Mode(StrEnum):
     UNCHANGED = "unchanged"  # its checksum was known: nothing was read further
     DIRECT = "direct"  # the table held nothing of its range
     COMPARED = "compared"  # only what differs was written
+    INITIAL = "initial"  # into an empty partition, whose key was built afterwards
 
 
 class Stage(StrEnum):

@@ -13,7 +13,7 @@ NAME = re.compile(
     r"(?P<symbol>\w+)-(?P<interval>\d+(?:mo|[smhdwM]))(?:-(?P<year>\d{4})-(?P<month>\d\d)(?:-(?P<day>\d\d))?)?"
     r"(?:-(?P<kind>[a-z_]+))?"
 )
-ENDINGS = (".csv", ".zip", ".json")
+ENDINGS = (".csv", ".zip", ".json", ".parquet")
 MONTH_OF_CCXT = "1M"
 OTHER_CANDLES = ("markpriceklines", "indexpriceklines", "premiumindexklines")
 FUTURES = "futures"
@@ -63,7 +63,7 @@ def recognise(
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} is not there, or not a file: name files of klines (CSV, ZIP or JSON)")
+        raise InputError(f"{path} is not there, or not a file: name files of klines (CSV, ZIP, JSON or Parquet)")
     words = folder_words(path)
     if other := next((word for word in words if word in OTHER_CANDLES), None):
         raise InputError(f"{path} lies in a folder {other}: those candles are no trades, and are not loaded")

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, exists, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from helios.backfill.child import Child
+from helios.backfill.reading import Reading
 from helios.backfill.source import Source
 from helios.errors import HeliosError
 from helios.models import DataQualityMetric, Instrument, Kline, KlineFile
@@ -112,24 +112,24 @@ def holds_any(connection: Connection, instrument_id: int, source: Source, span: 
     return bool(connection.execute(select(exists().where(*condition))).scalar())
 
 
-def copy(connection: Connection, into: str, values: tuple[str, ...], child: Child) -> int:
-    """Send a child's rows by COPY, and count what arrived."""
+def copy(connection: Connection, into: str, values: tuple[str, ...], reading: Reading) -> int:
+    """Send a reading's rows by COPY, and count what arrived."""
     columns = ", ".join(f'"{name}"' for name in (*KEY, *values, "interval"))
-    statement = f"COPY {into} ({columns}) FROM STDIN"
+    statement = f"COPY {into} ({columns}) FROM STDIN{reading.form}"
     cursor: Any = connection.connection.cursor()
     try:
         if hasattr(cursor, "copy_expert"):
-            cursor.copy_expert(statement, child, 1 << 18)
+            cursor.copy_expert(statement, reading, 1 << 18)
         else:  # psycopg 3
             with cursor.copy(statement) as stream:
-                while data := child.read():
+                while data := reading.read():
                     stream.write(data)
         return int(cursor.rowcount)
     except BaseException as error:
-        if child.error is not None:
-            raise child.error from None
+        if reading.error is not None:
+            raise reading.error from None
         if isinstance(error, connection.dialect.loaded_dbapi.Error):
-            raise CopyError(child.path, error) from error
+            raise CopyError(reading.path, error) from error
         raise
     finally:
         cursor.close()

@@ -3,10 +3,11 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from helios import quality
 from helios.backfill.bounds import moment_of
 from helios.backfill.report import Gap, Report
 from helios.backfill.source import Source
-from helios.models import AlertLevel, Interval
+from helios.models import Interval
 
 
 def moment(milliseconds: int | None) -> datetime | None:
@@ -74,12 +75,21 @@ def sentences(report: Report, found: dict[str, Any]) -> list[str]:
     return said
 
 
-def alert_level(report: Report) -> AlertLevel:
-    """Say how much attention a file asks for; candles without a trade ask for none."""
-    if report.rows and not report.good:
-        return AlertLevel.CRITICAL
-    alarming = len(report.reasons) - bool(report.quiet[0])
-    return AlertLevel.WARNING if alarming else AlertLevel.OK
+def judged(report: Report, found: dict[str, Any]) -> quality.Verdict:
+    """Score a file as any other candles are scored; how long ago it ended does not matter."""
+    return quality.judge_klines(
+        quality.KlineFacts(
+            expected=report.expected,
+            found=report.good,
+            missing=report.missing,
+            gaps=report.gap_count,
+            rejected=report.rejected,
+            duplicates=report.duplicates,
+            odd=sum(found["warnings"].values()) + outside(report),
+            quiet=report.quiet[0],
+            longest_quiet=report.quiet[2],
+        )
+    )
 
 
 def plural(count: int, thing: str) -> str:

@@ -21,6 +21,9 @@ COMMANDS = {
     "grants": "helios.cli.database",
     "environment": "helios.cli.database",
     "klines": "helios.cli.klines",
+    "price": "helios.cli.price",
+    "quality": "helios.cli.quality",
+    "retain": "helios.cli.retain",
     "doctor": "helios.cli.doctor",
 }
 

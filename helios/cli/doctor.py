@@ -122,7 +122,7 @@ def marked(connection: Connection, settings: Settings) -> Finding:
 def partitions(connection: Connection, settings: Settings) -> Finding:
     """Each interval in use has its partitions of this year and the next."""
     year = datetime.now(UTC).year
-    used = sorted({each.interval.value for each in queries.coverage(connection)})
+    used = sorted({each.interval.value for each in queries.coverage(connection, count=False)})
     wanted = [f"klines_{interval}_{each}" for interval in used for each in (year, year + 1)]
     schema = settings.database_schema
     lacking = [leaf for leaf in wanted if not connection.scalar(LEAF, {"schema": schema, "leaf": leaf})]
@@ -136,7 +136,7 @@ def partitions(connection: Connection, settings: Settings) -> Finding:
 
 def instruments_are_there(connection: Connection, _settings: Settings) -> Finding:
     """Every series of klines has its instrument."""
-    if ownerless := queries.ownerless_series(connection):
+    if ownerless := queries.ownerless_series().rows(connection):
         found = ", ".join(f"{row.interval} of instrument {row.instrument_id}" for row in ownerless)
         remedy = "insert these instruments again with their ids, or delete their klines"
         return Finding(check="instruments", ok=False, found=f"no instrument for {found}", remedy=remedy)
@@ -145,7 +145,7 @@ def instruments_are_there(connection: Connection, _settings: Settings) -> Findin
 
 def positions_are_sums(connection: Connection, _settings: Settings) -> Finding:
     """Every position equals the sum of its fills."""
-    if differing := queries.position_differences(connection):
+    if differing := queries.position_differences().rows(connection):
         first = differing[0]
         found = (
             f"{len(differing)} differ from their fills; the first: account {first.account_id}, instrument "

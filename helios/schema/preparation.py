@@ -149,7 +149,12 @@ def check_rights(connection: Connection, schema: str) -> str:
     return str(facts.login)
 
 
-def patiently(engine: Engine, wait: float, action: Callable[[], Result]) -> Result:
+def patiently(
+    engine: Engine,
+    wait: float,
+    action: Callable[[], Result],
+    remedy: str = "let that end, then migrate again; nothing was left half done",
+) -> Result:
     """Do an action again and again while other transactions hold the locks it needs, for up to `wait` seconds.
 
     The action gives up its place in the lock queue after DATABASE_LOCK_TIMEOUT, so that writers behind it never stall
@@ -170,8 +175,7 @@ def patiently(engine: Engine, wait: float, action: Callable[[], Result]) -> Resu
                 holder = connection.scalar(HOLDERS) or "someone who has ended since"
             if time.monotonic() + pause > deadline:
                 raise SchemaError(
-                    f"a table was in use for more than {wait:g} s (DATABASE_MIGRATION_WAIT), now by {holder}: "
-                    "let that end, then migrate again; nothing was left half done"
+                    f"a table was in use for more than {wait:g} s (DATABASE_MIGRATION_WAIT), now by {holder}: {remedy}"
                 ) from None
             log.info("a table is in use, trying again in %.1f s; its tables are held by %s", pause, holder)
         time.sleep(pause)

@@ -56,9 +56,9 @@ class Checker:
         """Turn a block into COPY text; what is not taken goes to the findings."""
         count = block.data.count(b"\n")
         if count > FEW:
-            bulk = self.bulk(block.data, count)
-            if bulk is not None:
-                yield self.bulk_text(bulk)
+            text = self.whole(block.data, count)
+            if text is not None:
+                yield text
                 return
             middle = block.data.find(b"\n", len(block.data) // 2) + 1
             if 0 < middle < len(block.data):
@@ -68,6 +68,11 @@ class Checker:
                 yield from self.texts(Block(block.first_line + count - tail.count(b"\n"), tail, block.torn))
                 return
         yield b"".join(self.rows(block))
+
+    def whole(self, data: bytes, count: int) -> bytes | None:
+        """Turn a block in which nothing is odd into COPY text at once; None when it needs a closer look."""
+        bulk = self.bulk(data, count)
+        return None if bulk is None else self.bulk_text(bulk)
 
     def bulk(self, data: bytes, count: int) -> Bulk | None:
         """Check a whole block at once; None when anything in it needs a closer look."""
@@ -129,13 +134,9 @@ class Checker:
 
     def bulk_text(self, bulk: Bulk) -> bytes:
         """Write a checked block, and count it."""
-        findings, grid = self.findings, self.grid
-        last = bulk.first + grid.step * (bulk.rows - 1)
-        self.stay_within(bulk.first, last)
-        findings.coverage.add(bulk.number, bulk.rows)
-        findings.lines += bulk.rows
-        findings.accept(bulk.first, last, bulk.rows)
-        findings.quiet.see_all(bulk.volumes)
+        grid = self.grid
+        self.count(bulk.first, bulk.number, bulk.rows)
+        self.findings.quiet.see_all(bulk.volumes)
         fields, width, after = bulk.fields, self.width, self._after
         del fields[-1]
         if width == OFFICIAL:
@@ -148,6 +149,14 @@ class Checker:
         fields[0] = fields[0][len(after) - 1 :]
         fields.append(after[1:])
         return b"\t".join(fields)
+
+    def count(self, first: int, number: int, rows: int) -> None:
+        """Count a checked run of candles: its first moment and number."""
+        last = first + self.grid.step * (rows - 1)
+        self.stay_within(first, last)
+        self.findings.coverage.add(number, rows)
+        self.findings.lines += rows
+        self.findings.accept(first, last, rows)
 
     def rows(self, block: Block) -> Iterator[bytes]:
         """Look at a few lines one by one."""
@@ -187,6 +196,10 @@ class Checker:
         findings.warnings["rows with a wrong close_time"] += not candle.close_time_agrees
         findings.quiet.see(quiet=not candle.volume)
         findings.accept(candle.moment, candle.moment)
+        return self.row_text(candle)
+
+    def row_text(self, candle: Candle) -> bytes:
+        """Write one candle."""
         text = self._before + self.grid.text(candle.moment) + b"\t" + b"\t".join(candle.fields)
         return text + self._after
 

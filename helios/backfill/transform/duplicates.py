@@ -7,15 +7,15 @@ row that was taken; a hundred thousand at a time, so that a file that holds ever
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from itertools import islice
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from .candle import Candle
 from .checking import Checker
 from .grid import MICROSECONDS_FROM
-from .reading import blocks
+from .reading import Block
 from .refusal import BadRowError
 
 AT_ONCE = 100_000
@@ -24,11 +24,20 @@ AT_ONCE = 100_000
 class Duplicates:
     """Collects late rows during the reading, and sorts them out behind it."""
 
-    def __init__(self, checker: Checker) -> None:
+    def __init__(self, checker: Checker, blocks: Callable[[BinaryIO], Iterator[Block]]) -> None:
         self.checker = checker
+        self.blocks = blocks
         self.spool = tempfile.TemporaryFile("w+", encoding="ascii")  # noqa: SIM115 - it lives as long as the reading
         self.count = 0
         checker.on_duplicate = self.keep
+
+    def __enter__(self) -> Self:
+        """Be used in a with statement."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Forget the rows."""
+        self.spool.close()
 
     def keep(self, line: int, row: bytes, candle: Candle) -> None:
         """Put a row aside."""
@@ -54,7 +63,7 @@ class Duplicates:
 
     def first_rows(self, file: BinaryIO, wanted: set[int]) -> Iterator[tuple[int, int, Candle]]:
         """Find the first good row of each moment."""
-        for block in blocks(file):
+        for block in self.blocks(file):
             for place, row in enumerate(block.data.split(b"\n")):
                 moment = moment_of(row)
                 if moment not in wanted:

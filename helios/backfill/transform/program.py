@@ -10,9 +10,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from io import FileIO
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from .candle import OFFICIAL, PLAIN
 from .checking import HEADERS, Checker, Target
@@ -95,28 +96,36 @@ def writer(out: BinaryIO) -> Callable[[bytes], None]:
     return write
 
 
-def transformed(job: dict[str, Any], file: "Hashed", write: Callable[[bytes], None]) -> dict[str, Any]:
-    """Read the whole file, and say what it held; the COPY text is written unless the job is only to look."""
+def transformed(  # noqa: PLR0913, PLR0917 - the fast tier replaces the last ones
+    job: dict[str, Any],
+    file: "Hashed",
+    write: Callable[[bytes], None],
+    notes: TextIO = sys.stderr,
+    make_checker: Callable[[Findings, Target, int, int], Checker] = Checker,
+    blocks: Callable[[BinaryIO], Iterator[Block]] = blocks,
+) -> dict[str, Any]:
+    """Read the whole file, and say what it held; the COPY data is written unless the job is only to look."""
     step = job["step"]
-    findings = Findings(Grid(step, job["anchor"]), sys.stderr)
+    findings = Findings(Grid(step, job["anchor"]), notes)
     bounds = job["bounds"]
     target = Target(job["instrument_id"], job["interval"], (bounds[0], bounds[1]) if bounds else None)
-    checker: Checker | None = None
-    late: Duplicates | None = None
-    for block in blocks(file):
-        if checker is None:
-            width = width_of(block)
-            check_spacing(block, step, job["steps"])
-            checker = Checker(findings, target, width, job["now"])
-            late = Duplicates(checker)
-        for text in checker.texts(block):
-            if text and job["write"]:
-                write(text)
-    sha256 = file.checksum()
-    if checker is None or late is None:
-        return {"found": findings.told(), "width": OFFICIAL, "sha256": sha256}
-    late.settle(file)
-    return {"found": findings.told(), "width": checker.width, "sha256": sha256}
+    with ExitStack() as stack:
+        checker: Checker | None = None
+        late: Duplicates | None = None
+        for block in blocks(file):
+            if checker is None:
+                width = width_of(block)
+                check_spacing(block, step, job["steps"])
+                checker = make_checker(findings, target, width, job["now"])
+                late = stack.enter_context(Duplicates(checker, blocks))
+            for text in checker.texts(block):
+                if text and job["write"]:
+                    write(text)
+        sha256 = file.checksum()
+        if checker is None or late is None:
+            return {"found": findings.told(), "width": OFFICIAL, "sha256": sha256}
+        late.settle(file)
+        return {"found": findings.told(), "width": checker.width, "sha256": sha256}
 
 
 def width_of(block: Block) -> int:

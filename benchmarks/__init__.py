@@ -1,0 +1,1 @@
+"""Helios beside its peers: one command, one run, the same files, the same table."""

@@ -1,0 +1,30 @@
+"""The questions a trader asks of the tables, each one statement.
+
+Most give a `Query`, which is read as rows, as objects or as a table of pandas, polars or Arrow; `coverage` and
+`current_price` judge what they read, and so take the session or connection themselves.
+"""
+
+from helios.queries.klines import Coverage, coverage, gaps, klines, latest_of_each, ownerless_series, series_present
+from helios.queries.orders import open_orders, position_differences, positions, unresolved_orders
+from helios.queries.prices import Price, current_price, instruments_named
+from helios.queries.query import Query, Reader, Rows
+
+__all__ = [
+    "Coverage",
+    "Price",
+    "Query",
+    "Reader",
+    "Rows",
+    "coverage",
+    "current_price",
+    "gaps",
+    "instruments_named",
+    "klines",
+    "latest_of_each",
+    "open_orders",
+    "ownerless_series",
+    "position_differences",
+    "positions",
+    "series_present",
+    "unresolved_orders",
+]
