@@ -9,7 +9,7 @@ from typing import Any
 
 import exchange
 import pytest
-from sqlalchemy import Engine, create_engine, delete, event, select
+from sqlalchemy import Engine, create_engine, delete, event, select, text
 from sqlalchemy.orm import Session
 
 from helios.errors import InputError
@@ -155,6 +155,17 @@ def test_a_year_without_a_partition(pooled, feed, symbol) -> None:
     ]
 
 
+def test_a_partition_dropped_meanwhile(owner, pooled, feed, symbol) -> None:
+    """A partition that the feed knew and somebody dropped is made again."""
+    year = int(datetime(2041, 1, 1, tzinfo=UTC).timestamp() * 1000)
+    late = datetime(2042, 1, 1, tzinfo=UTC)
+    for _ in range(2):
+        assert 1 == feed.take([exchange.kline_row(year)], symbol=symbol, interval="1h", received_at=late).klines
+        assert 1 == len(klines_of(pooled, symbol))
+        with owner.begin() as connection:
+            connection.execute(text(f'DROP TABLE "{Kline.__table__.schema}".klines_1h_2041'))
+
+
 def test_a_nonsense_candle(feed, symbol) -> None:
     """A candle whose high is below its low is refused with a sentence, and none of its batch is written."""
     bad = exchange.kline_row()
@@ -186,8 +197,8 @@ def test_an_instrument_is_held_while_its_candles_are_written(owner, pooled, feed
     with pooled.begin() as connection:
         feed.recorder.write(connection, reports, feed._known.copy())  # noqa: SLF001 - held open in the middle
         with owner.begin() as other:
-            free = select(Instrument.id).where(Instrument.symbol == symbol).with_for_update(skip_locked=True)
-            taken = other.execute(free)
+            wanted = select(Instrument.id).filter_by(symbol=symbol).with_for_update(skip_locked=True)
+            taken = other.execute(wanted)
             assert [] == taken.all()
     assert 1 == len(klines_of(pooled, symbol))
 

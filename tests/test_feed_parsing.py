@@ -429,6 +429,17 @@ def test_malformed_messages(message, sentence) -> None:
     assert str(refused.value).startswith(sentence)
 
 
+def test_a_receipt_without_time_zone() -> None:
+    """When a message came is a moment, not the hands of some clock."""
+    with pytest.raises(InputError, match="has no time zone: pass tzinfo=UTC"):
+        Sender(received_at=datetime(2025, 6, 15, 18))  # noqa: DTZ001 - the very mistake
+
+
+def test_an_order_without_the_exchanges_id() -> None:
+    """An order that never reached the book has no id of the exchange's."""
+    assert (None, "client-1") == told(exchange.execution_report(i=-1), "exchange_order_id", "client_order_id")
+
+
 def test_arrays_of_nobody() -> None:
     """Candles do not say whose they are."""
     with pytest.raises(InputError, match="pass symbol= and interval= with them"):

@@ -28,7 +28,7 @@ def account_id(writer: Writer, exchange: str, name: str, market: Market) -> int:
         if row is None:
             writer.execute(made)
             continue
-        if row.market is not market:
+        if row.market != market:
             raise InputError(
                 f"account {name!r} of {exchange} belongs to market {row.market}, not {market}: name another account"
             )
@@ -53,7 +53,7 @@ def write_balances(writer: Writer, owner: int, reports: Iterable[BalanceReport])
         {name: getattr(newest[asset], name) for name in BALANCE_TYPES} for asset in sorted(newest)
     ]
     statement = f"""
-        INSERT INTO {quoted(writer, Balance.__table__)} AS b (account_id, {", ".join(BALANCE_TYPES)})
+        INSERT INTO {quoted(writer, Balance)} AS b (account_id, {", ".join(BALANCE_TYPES)})
         SELECT :account_id, told.* FROM {unnested(BALANCE_TYPES)} AS told ON CONFLICT (account_id, asset) DO UPDATE
             SET free = excluded.free, locked = excluded.locked, event_at = excluded.event_at, recorded_at = now()
             WHERE (excluded.event_at, b.free, b.locked) > (b.event_at, excluded.free, excluded.locked)

@@ -24,7 +24,7 @@ def execution_report(message: Fields) -> OrderReport:
     original = message.text_or_none("C")
     return OrderReport(
         symbol=message.text("s"),
-        exchange_order_id=message.text("i"),
+        exchange_order_id=exchange_order_id_of(message, "i"),
         client_order_id=original or message.text_or_none("c"),
         names_original=original is not None,
         side=side_of(message, "S"),
@@ -50,7 +50,7 @@ def order_trade_update(message: Fields) -> OrderReport:
     updated_at = order.moment_or_none("T") or message.moment("T", "E")
     return OrderReport(
         symbol=order.text("s"),
-        exchange_order_id=order.text("i"),
+        exchange_order_id=exchange_order_id_of(order, "i"),
         client_order_id=order.text_or_none("c"),
         side=side_of(order, "S"),
         type=order.choice(OrderType, OrderType.UNKNOWN, "ot", "o"),
@@ -102,7 +102,7 @@ def order(message: Fields) -> OrderReport:
     updated_at = message.moment("updateTime", "transactTime", "time")
     return OrderReport(
         symbol=message.text("symbol"),
-        exchange_order_id=message.text("orderId"),
+        exchange_order_id=exchange_order_id_of(message, "orderId"),
         client_order_id=original or message.text_or_none("clientOrderId"),
         names_original=original is not None,
         side=side_of(message, "side"),
@@ -205,6 +205,12 @@ def account(message: Fields, received_at: datetime) -> list[BalanceReport]:
         for each in message.parts("assets")
     ]
     return spot + futures
+
+
+def exchange_order_id_of(message: Fields, name: str) -> str | None:
+    """Read the exchange's id of an order; -1 stands for none, where an order never reached the book."""
+    text = message.text(name)
+    return None if text in {"-1", "0"} else text
 
 
 def side_of(message: Fields, name: str) -> Side:

@@ -153,15 +153,19 @@ def give_up_unless_passing(error: DBAPIError | VanishedError, attempt: int) -> N
         DBAPIError: anything else went wrong.
 
     """
-    if isinstance(error, VanishedError):
-        code = "23503"
-    else:
-        code = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlstate", None) or ""
+    code = "23503" if isinstance(error, VanishedError) else code_of(error)
     if code in REFUSED and isinstance(error, DBAPIError):
         said = str(error.orig).strip().partition("\n")[0]
         raise InputError(f"the tables do not take what a message says: {said}; nothing was written") from None
     if code not in PASSING or attempt + 1 == ATTEMPTS:
         raise error
+
+
+def code_of(error: DBAPIError) -> str:
+    """Find PostgreSQL's code of an error, in psycopg2 and psycopg 3."""
+    code = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlstate", None) or ""
+    constraint = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+    return "23503" if code == "23514" and constraint is None else code  # a partition that somebody dropped
 
 
 def pause(attempt: int) -> float:

@@ -74,7 +74,7 @@ def write_instruments(writer: Writer, exchange: str, market: Market, reports: It
     newest = {report.symbol: report for report in reports}
     if not newest:
         return 0
-    table = quoted(writer, Instrument.__table__)
+    table = quoted(writer, Instrument)
     names = [name for name in INSTRUMENT_TYPES if name != "symbol"]
     now = {name: f"coalesce(excluded.{name}, i.{name})" for name in names}
     now["status"] = "excluded.status"
@@ -130,7 +130,7 @@ def ticker_statement(writer: Writer) -> str:
         for name in (*names, moment)
     ]
     return f"""
-        INSERT INTO {quoted(writer, Ticker.__table__)} AS t ({listed}, event_at)
+        INSERT INTO {quoted(writer, Ticker)} AS t ({listed}, event_at)
         SELECT {listed}, greatest(priced_at, quoted_at) FROM {unnested(TICKER_TYPES)} AS told ({listed})
         ON CONFLICT (instrument_id) DO UPDATE
             SET {", ".join(changes)}, event_at = greatest(t.event_at, excluded.event_at), recorded_at = now()
@@ -158,7 +158,7 @@ def write_klines(writer: Writer, reports: Iterable[KlineReport], ids: Mapping[st
     now = {name: f"excluded.{name}" for name in KLINE_TOLD}
     now |= {name: f"coalesce(excluded.{name}, k.{name})" for name in KLINE_UNTOLD}
     statement = f"""
-        INSERT INTO {quoted(writer, Kline.__table__)} AS k ({", ".join(f'"{name}"' for name in KLINE_TYPES)})
+        INSERT INTO {quoted(writer, Kline)} AS k ({", ".join(f'"{name}"' for name in KLINE_TYPES)})
         SELECT * FROM {unnested(KLINE_TYPES)} AS told ON CONFLICT (instrument_id, "interval", open_time) DO UPDATE
             SET {", ".join(f'"{name}" = {value}' for name, value in now.items())}
             WHERE ({", ".join(f'k."{name}"' for name in now)}) IS DISTINCT FROM ({", ".join(now.values())})

@@ -7,17 +7,51 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 import uuid_utils.compat
-from sqlalchemy import Row, delete, func, literal_column, or_, select, tuple_, update
+from sqlalchemy import Executable, Row, bindparam, delete, func, literal_column, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from helios.errors import HeliosError
 from helios.feed.merging import changes, first_sight, precedes
 from helios.feed.reports import FillReport, OrderReport
-from helios.feed.statements import Writer
+from helios.feed.statements import Writer, table_of
 from helios.models import Fill, Order, PositionSide, Side
 
 FILL_VALUES = ("price", "quantity", "quote_quantity", "fee", "fee_asset", "is_maker", "filled_at")
 OrderRow = dict[str, Any]
+# Made once, because making a statement costs more than sending it; on the tables, because a mapped class costs more.
+ORDERS, FILLS = table_of(Order), table_of(Fill)
+FIND = (
+    select(ORDERS)
+    .where(
+        ORDERS.c.account_id == bindparam("account_id"),
+        (ORDERS.c.client_order_id == bindparam("client_order_id"))
+        | (
+            (ORDERS.c.instrument_id == bindparam("instrument_id"))
+            & (ORDERS.c.exchange_order_id == bindparam("exchange_order_id"))
+        ),
+    )
+    .order_by(ORDERS.c.id)
+    .with_for_update()
+)
+MAKE = insert(ORDERS).on_conflict_do_nothing().returning(ORDERS.c.id)
+CHANGE = update(ORDERS).where(ORDERS.c.id == bindparam("order"))
+SUMS = select(
+    func.sum(FILLS.c.quantity), func.sum(func.coalesce(FILLS.c.quote_quantity, FILLS.c.quantity * FILLS.c.price))
+).where(FILLS.c.order_id == bindparam("order"))
+
+
+def put_statement() -> Executable:
+    """Insert a fill, or lessen the one that is there where that changes it."""
+    statement = insert(FILLS)
+    least = {name: func.least(FILLS.c[name], statement.excluded[name]) for name in FILL_VALUES}
+    return statement.on_conflict_do_update(
+        index_elements=[FILLS.c.order_id, FILLS.c.trade_id],
+        set_=least,
+        where=tuple_(*(FILLS.c[name] for name in FILL_VALUES)).is_distinct_from(tuple_(*least.values())),
+    ).returning(literal_column("xmax = 0").label("is_new"))
+
+
+PUT = put_statement()
 
 
 class Holding(NamedTuple):
@@ -71,7 +105,7 @@ def write_order(writer: Writer, account_id: int, instrument_id: int, report: Ord
         told["filled_quote_quantity"] = max(told["filled_quote_quantity"], value)
     changed = changes(row, told, tells_state=report.status is not None)
     if changed:
-        writer.execute(update(Order).where(Order.id == row["id"]).values(**changed))
+        writer.execute(CHANGE, changed | {"order": row["id"]})
     outcome.orders += bool(changed) or is_new
     holding = Holding(instrument_id, (row | changed)["position_side"])
     if holding != before:
@@ -93,8 +127,7 @@ def locked(
         if namesake is not None:
             values["client_order_id"] = claimed(writer, namesake, report)
         values["id"] = uuid_utils.compat.uuid7()
-        made = insert(Order).values(**values).on_conflict_do_nothing().returning(Order.id)
-        if writer.execute(made).scalar() is not None:
+        if writer.execute(MAKE, values).scalar() is not None:
             return values, True
     raise HeliosError(
         f"Order {report.exchange_order_id or report.client_order_id} is made and deleted by others at once: try again"
@@ -103,12 +136,9 @@ def locked(
 
 def find(writer: Writer, account_id: int, instrument_id: int, report: OrderReport) -> list[OrderRow]:
     """Lock the rows that have the exchange's id or the client's, oldest first."""
-    ids = [(Order.client_order_id == report.client_order_id)] if report.client_order_id is not None else []
-    if report.exchange_order_id is not None:
-        ids.append((Order.instrument_id == instrument_id) & (Order.exchange_order_id == report.exchange_order_id))
-    table = Order.__table__
-    statement = select(*table.columns).where(Order.account_id == account_id, or_(*ids)).order_by(Order.id)
-    return [dict(row) for row in writer.execute(statement.with_for_update()).mappings()]
+    ids = {"client_order_id": report.client_order_id, "exchange_order_id": report.exchange_order_id}
+    found = writer.execute(FIND, {**ids, "account_id": account_id, "instrument_id": instrument_id})
+    return [dict(row) for row in found.mappings()]
 
 
 def sort_out(rows: list[OrderRow], instrument_id: int, report: OrderReport) -> tuple[OrderRow | None, OrderRow | None]:
@@ -148,7 +178,7 @@ def identified(
         if free and (row["client_order_id"] is None or report.names_original):
             ids["client_order_id"] = client_order_id
     if ids:
-        writer.execute(update(Order).where(Order.id == row["id"]).values(**ids))
+        writer.execute(CHANGE, ids | {"order": row["id"]})
     return row | ids
 
 
@@ -161,23 +191,23 @@ def claimed(writer: Writer, namesake: OrderRow, report: OrderReport) -> str | No
         return None
     if not precedes(report.exchange_order_id, namesake["exchange_order_id"]):
         return None
-    writer.execute(update(Order).where(Order.id == namesake["id"]).values(client_order_id=None))
+    writer.execute(CHANGE, {"order": namesake["id"], "client_order_id": None})
     return report.client_order_id
 
 
 def take_in(writer: Writer, row: OrderRow, other: OrderRow, outcome: Outcome) -> dict[str, Any]:
     """Join two rows of one order, which its trades told of before anyone said whose they are."""
     changed = changes(row, other, tells_state=other["updated_at"] is not None)
-    columns = [getattr(Fill, name) for name in ("trade_id", *FILL_VALUES)]
-    for fill in writer.execute(select(*columns).where(Fill.order_id == other["id"])).mappings().all():
+    columns = [FILLS.c[name] for name in ("trade_id", *FILL_VALUES)]
+    for fill in writer.execute(select(*columns).where(FILLS.c.order_id == other["id"])).mappings().all():
         put_fill(writer, row["id"], FillReport(**fill))
-    writer.execute(delete(Order).where(Order.id == other["id"]))
+    writer.execute(delete(ORDERS).where(ORDERS.c.id == other["id"]))
     filled, value = filled_sums(writer, row["id"])
     joined = row | changed
     changed["filled_quantity"] = max(joined["filled_quantity"], filled)
     changed["filled_quote_quantity"] = max(joined["filled_quote_quantity"], value)
     changed["exchange_order_id"] = other["exchange_order_id"]
-    writer.execute(update(Order).where(Order.id == row["id"]).values(**changed))
+    writer.execute(CHANGE, changed | {"order": row["id"]})
     sides = {row["position_side"], other["position_side"], joined["position_side"]}
     outcome.unsettled |= {Holding(row["instrument_id"], side) for side in sides}
     return changed
@@ -204,23 +234,11 @@ def write_fills(writer: Writer, row: OrderRow, report: OrderReport, outcome: Out
 
 def put_fill(writer: Writer, order_id: uuid.UUID, fill: FillReport) -> Row[Any] | None:
     """Insert a fill, or lessen the one that is there; None where it is there already, just so."""
-    statement = insert(Fill).values(
-        order_id=order_id, trade_id=fill.trade_id, **{name: getattr(fill, name) for name in FILL_VALUES}
-    )
-    told = statement.excluded
-    least = {name: func.least(getattr(Fill, name), told[name]) for name in FILL_VALUES}
-    stored = tuple_(*(getattr(Fill, name) for name in FILL_VALUES))
-    statement = statement.on_conflict_do_update(
-        index_elements=[Fill.order_id, Fill.trade_id],
-        set_=least,
-        where=stored.is_distinct_from(tuple_(*least.values())),
-    )
-    return writer.execute(statement.returning(literal_column("xmax = 0").label("is_new"))).first()
+    values = {name: getattr(fill, name) for name in FILL_VALUES}
+    return writer.execute(PUT, {**values, "order_id": order_id, "trade_id": fill.trade_id}).first()
 
 
 def filled_sums(writer: Writer, order_id: uuid.UUID) -> tuple[Decimal, Decimal]:
     """Sum up what fills an order has: quantity, and value where it is told."""
-    value = func.coalesce(Fill.quote_quantity, Fill.quantity * Fill.price)
-    sums = select(func.sum(Fill.quantity), func.sum(value)).where(Fill.order_id == order_id)
-    filled, worth = writer.execute(sums).one()
-    return filled or Decimal(0), worth or Decimal(0)
+    filled, value = writer.execute(SUMS, {"order": order_id}).one()
+    return filled or Decimal(0), value or Decimal(0)

@@ -52,6 +52,11 @@ class Sender:
     received_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     symbols: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse a moment without a time zone: the server would take it for its session's."""
+        if self.received_at.utcoffset() is None:
+            raise InputError(f"received_at={self.received_at!r} has no time zone: pass tzinfo=UTC")
+
 
 def parse(message: object, sender: Sender | None = None) -> list[Report]:
     """Read any message of Binance (answer, stream, wrapped or bare) or any unified dictionary of ccxt, or a list.
@@ -118,8 +123,8 @@ def parse_event(message: Mapping[str, Any], sender: Sender) -> list[Report]:
     kind = message["e"]
     if kind in NEEDLESS:
         return [Ignored(kind=kind, reason=NEEDLESS[kind])]
-    if kind in (FUTURES if sender.market is Market.SPOT else SPOT):
-        wanted = "um or cm" if sender.market is Market.SPOT else "spot"
+    if kind in (FUTURES if sender.market == Market.SPOT else SPOT):
+        wanted = "um or cm" if sender.market == Market.SPOT else "spot"
         raise InputError(f"{kind} does not come from market {sender.market}: feed it with market {wanted}")
     if kind not in EVENTS:
         raise InputError(f"{kind!r} is no type of message that Helios knows: leave it out, or read it yourself")

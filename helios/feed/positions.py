@@ -11,19 +11,45 @@ from datetime import UTC, datetime
 from decimal import Context, Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, delete, select, update
+from sqlalchemy import Row, bindparam, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from helios.errors import HeliosError
 from helios.feed.orders import Holding, Outcome
 from helios.feed.reports import FillReport
-from helios.feed.statements import Writer
+from helios.feed.statements import Writer, table_of
 from helios.models import Fill, Market, Order, Position, Side
 
 # Older than any trade, and what PostgreSQL can store.
 LONG_AGO = datetime(1, 1, 2, tzinfo=UTC)
 EXACT = Context(prec=1000)  # sums and products lose nothing
 DIVIDING = Context(prec=28)  # an average rarely has an end
+
+
+ORDERS, FILLS, POSITIONS = table_of(Order), table_of(Fill), table_of(Position)
+THIS = (
+    POSITIONS.c.account_id == bindparam("account"),
+    POSITIONS.c.instrument_id == bindparam("instrument"),
+    POSITIONS.c.position_side == bindparam("side"),
+)
+LOCK = (
+    select(POSITIONS.c.quantity, POSITIONS.c.entry_price, POSITIONS.c.realized_pnl, POSITIONS.c.event_at)
+    .where(*THIS)
+    .with_for_update()
+)
+MAKE = insert(POSITIONS).on_conflict_do_nothing()
+CHANGE = update(POSITIONS).where(*THIS)
+REMOVE = delete(POSITIONS).where(*THIS)
+TRADES = (
+    select(ORDERS.c.side, FILLS.c.trade_id, FILLS.c.price, FILLS.c.quantity, FILLS.c.filled_at)
+    .join(ORDERS, ORDERS.c.id == FILLS.c.order_id)
+    .where(
+        ORDERS.c.account_id == bindparam("account"),
+        ORDERS.c.instrument_id == bindparam("instrument"),
+        ORDERS.c.position_side == bindparam("side"),
+    )
+)
+TRADES_AT = TRADES.where(FILLS.c.filled_at == bindparam("at"))
 
 
 class Trade(NamedTuple):
@@ -64,7 +90,7 @@ class State:
         if self.entry_price is None:
             return trade.price
         held, added = abs(self.quantity), abs(trade.quantity)
-        if market is Market.CM:
+        if market == Market.CM:
             worth = DIVIDING.divide(held, self.entry_price) + DIVIDING.divide(added, trade.price)
             return DIVIDING.divide(held + added, worth)
         cost = EXACT.fma(held, self.entry_price, EXACT.multiply(added, trade.price))
@@ -78,7 +104,7 @@ def gain(entry_price: Decimal, price: Decimal, market: Market) -> Decimal:
     asset for each unit of quote asset that a contract is worth; the tables do not know how many those are (100 for
     BTCUSD, 10 for the others), so multiply by it. Both as Binance's futures help pages define profit and loss.
     """
-    if market is Market.CM:
+    if market == Market.CM:
         return EXACT.subtract(DIVIDING.divide(Decimal(1), entry_price), DIVIDING.divide(Decimal(1), price))
     return EXACT.subtract(price, entry_price)
 
@@ -113,11 +139,11 @@ def settle(writer: Writer, account_id: int, holding: Holding, added: list[Trade]
     else:
         trades = trades_of(writer, account_id, holding)
         if not trades:
-            writer.execute(delete(Position).where(*row_of(account_id, holding)))
+            writer.execute(REMOVE, this(account_id, holding))
             return
         state, newest = derived(trades, market), max(each.filled_at for each in trades)
     values = {name: getattr(state, name) for name in ("quantity", "entry_price", "realized_pnl")}
-    writer.execute(update(Position).where(*row_of(account_id, holding)).values(**values, event_at=newest))
+    writer.execute(CHANGE, {**this(account_id, holding), **values, "event_at": newest})
 
 
 class Known(NamedTuple):
@@ -129,25 +155,18 @@ class Known(NamedTuple):
 
 def locked(writer: Writer, account_id: int, holding: Holding) -> Known:
     """Lock the row of a position; one that is not there is made, as of long ago."""
-    found = select(Position.quantity, Position.entry_price, Position.realized_pnl, Position.event_at)
-    found = found.where(*row_of(account_id, holding)).with_for_update()
-    made = insert(Position).values(account_id=account_id, **holding._asdict(), event_at=LONG_AGO)
     for _ in range(5):
-        row = writer.execute(found).first()
+        row = writer.execute(LOCK, this(account_id, holding)).first()
         if row is not None:
             state = State(quantity=row.quantity, entry_price=row.entry_price, realized_pnl=row.realized_pnl)
             return Known(state, row.event_at)
-        writer.execute(made.on_conflict_do_nothing())
+        writer.execute(MAKE, {"account_id": account_id, **holding._asdict(), "event_at": LONG_AGO})
     raise HeliosError(f"The position in instrument {holding.instrument_id} is made and deleted by others: try again")
 
 
-def row_of(account_id: int, holding: Holding) -> tuple[ColumnElement[bool], ...]:
-    """Write the condition that finds the row of a position."""
-    return (
-        Position.account_id == account_id,
-        Position.instrument_id == holding.instrument_id,
-        Position.position_side == holding.position_side,
-    )
+def this(account_id: int, holding: Holding) -> dict[str, Any]:
+    """Bind whose position is meant."""
+    return {"account": account_id, "instrument": holding.instrument_id, "side": holding.position_side}
 
 
 def is_newest(writer: Writer, account_id: int, holding: Holding, newest: datetime, added: list[Trade]) -> bool:
@@ -161,15 +180,6 @@ def is_newest(writer: Writer, account_id: int, holding: Holding, newest: datetim
 
 def trades_of(writer: Writer, account_id: int, holding: Holding, at: datetime | None = None) -> list[Trade]:
     """Read the fills of a position, oldest first; all of them, or those of one moment."""
-    statement = (
-        select(Order.side, Fill.trade_id, Fill.price, Fill.quantity, Fill.filled_at)
-        .join(Order, Order.id == Fill.order_id)
-        .where(
-            Order.account_id == account_id,
-            Order.instrument_id == holding.instrument_id,
-            Order.position_side == holding.position_side,
-        )
-    )
-    if at is not None:
-        statement = statement.where(Fill.filled_at == at)
-    return sorted(trade_of(row.side, row) for row in writer.execute(statement))
+    whose = this(account_id, holding)
+    rows = writer.execute(TRADES, whose) if at is None else writer.execute(TRADES_AT, {**whose, "at": at})
+    return sorted(trade_of(row.side, row) for row in rows)

@@ -8,6 +8,8 @@ from sqlalchemy import Connection, CursorResult, Table, text
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.compiler import IdentifierPreparer
 
+from helios.models import Base
+
 Writer = Session | Connection
 
 
@@ -17,11 +19,14 @@ def preparer(writer: Writer) -> IdentifierPreparer:
     return bind.dialect.identifier_preparer
 
 
-def quoted(writer: Writer, table: Any) -> str:  # noqa: ANN401 - a declarative class's __table__ is typed as FromClause
+def table_of(model: type[Base]) -> Table:
+    """Give a model's table."""
+    return cast("Table", model.__table__)  # typed as FromClause
+
+
+def quoted(writer: Writer, model: type[Base]) -> str:
     """Write a table's name with its schema."""
-    if not isinstance(table, Table):
-        raise TypeError(f"{table!r} is not a table")
-    return preparer(writer).format_table(table)
+    return preparer(writer).format_table(table_of(model))
 
 
 def execute(writer: Writer, statement: str, binds: Mapping[str, Any]) -> int:
