@@ -1,7 +1,7 @@
 # make demo    a fresh clone to klines in a schema of their own
 # make test    a fresh clone to a green suite
 # make check   types, lint, layers
-# make bench   loading beside its peers: a table, and JSON in bench.json (FILES=... measures files of your own)
+# make bench   loading and queries beside their peers: tables, and JSON in bench.json (FILES=... for files of your own)
 # make chaos   the long runs: servers, migrations and loads killed again and again
 # make clean   remove what these made
 #
@@ -32,6 +32,7 @@ chaos: .venv/developing
 
 bench: .venv/benchmarking
 	@.venv/bin/python -m benchmarks $(BENCH) $(FILES)
+	@.venv/bin/python -m benchmarks.queries
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -26,7 +26,7 @@ def test_the_lines_for_a_service_run(database, tmp_path):
     done = subprocess.run(command, env=variables(database), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert 0 == done.returncode, done.stderr
     assert "96340.61" == done.stdout.strip()
-    assert len([line for line in block.splitlines() if line.strip()]) == 8
+    assert len([line for line in block.splitlines() if line.strip()]) <= 8
 
 
 def test_every_proof_it_names_is_a_test():
