@@ -162,7 +162,7 @@ def test_any_order_of_messages_ends_the_same(pooled, seed, futures, batched) -> 
         note(repr(message))
     assert state_of(pooled, first) == state_of(pooled, second)
     with pooled.connect() as connection:
-        assert [] == queries.position_differences(connection)
+        assert [] == queries.position_differences().rows(connection)
 
 
 def feeding(engine: Engine, account: str, path: Path) -> subprocess.Popen[str]:
