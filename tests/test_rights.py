@@ -3,7 +3,7 @@
 import pytest
 from installation import engine_of, login, run_sql, use
 from sqlalchemy import URL, Connection, text
-from sqlalchemy.exc import IntegrityError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
 from helios.schema import migrations
 from helios.schema.roles import roles_of
@@ -24,7 +24,7 @@ MATRIX = {
     "table: read": ("SELECT count(*) FROM helios_trading.orders", "owner writer reader"),
     "table: insert": (ORDER, "owner writer"),
     "table: update": ("UPDATE helios_trading.orders SET price = 1", "owner writer"),
-    "table: delete": ("DELETE FROM helios_trading.orders", "owner writer"),
+    "table: delete": ("DELETE FROM helios_trading.signals", "owner writer"),
     "table: truncate": ("TRUNCATE helios_trading.balances", "owner"),
     "table: alter": ("ALTER TABLE helios_trading.balances ADD COLUMN extra int", "owner"),
     "table: drop": ("DROP TABLE helios_trading.balances", "owner"),
@@ -57,6 +57,13 @@ MATRIX = {
     "alembic_version: update": ("UPDATE helios_trading.alembic_version SET version_num = 'x'", "owner"),
     "alembic_version: delete": ("DELETE FROM helios_trading.alembic_version", "owner"),
     "function: call": ("SELECT helios_trading.make_kline_partition('1m', 2040)", "owner writer"),
+    "function: join orders": (
+        (
+            "SELECT helios_trading.join_orders(id, (SELECT id FROM helios_trading.orders WHERE client_order_id = 'b')) "
+            "FROM helios_trading.orders WHERE client_order_id = 'a'"
+        ),
+        "owner writer",
+    ),
     "function: replace": (
         (
             "CREATE OR REPLACE FUNCTION helios_trading.make_kline_partition(for_interval text, for_year int) "
@@ -84,6 +91,8 @@ def installed(cluster: URL) -> dict[str, URL]:
             url,
             "INSERT INTO helios_trading.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'BTCUSDT')",
             "INSERT INTO helios_trading.accounts (exchange, name, market) VALUES ('binance', 'main', 'spot')",
+            ORDER.replace("'x'", "'a'"),
+            ORDER.replace("'x'", "'b'"),
         )
         yield {each: login(url, each, f"GRANT {getattr(roles, each)} TO {{login}}") for each in ROLES[:4]} | {
             "outsider": login(url, "outsider")
@@ -120,7 +129,7 @@ def test_a_writer_writes_history_only_through_its_trigger(installed):
     """An order that a writer places has its history, although the writer may not write there."""
     with engine_of(installed["writer"]).connect() as connection:
         connection.execute(text(ORDER))
-        assert "NEW" == connection.scalar(text("SELECT new_status FROM helios_trading.order_history"))
+        assert "NEW" == connection.scalar(text("SELECT max(new_status) FROM helios_trading.order_history"))
         with pytest.raises(ProgrammingError, match="permission denied for table order_history"):
             connection.execute(text("DELETE FROM helios_trading.order_history"))
 
@@ -131,6 +140,19 @@ def test_a_writer_cannot_erase_an_order_with_its_history(installed):
         connection.execute(text(ORDER))
         with pytest.raises(IntegrityError, match="fk_order_history_order_id"):
             connection.execute(text("DELETE FROM helios_trading.orders"))
+
+
+def test_a_writer_loses_no_history_by_joining_orders(installed):
+    """What was written of the duplicate is told of the kept order; rows that are not of one order are refused."""
+    with engine_of(installed["writer"]).connect() as connection:
+        ids = dict(connection.execute(text("SELECT client_order_id, id FROM helios_trading.orders")).all())
+        before = connection.scalar(text("SELECT count(*) FROM helios_trading.order_history"))
+        join = text("SELECT helios_trading.join_orders(:duplicate, :kept)")
+        connection.execute(join, {"duplicate": ids["a"], "kept": ids["b"]})
+        told = connection.execute(text("SELECT order_id, version FROM helios_trading.order_history ORDER BY version"))
+        assert [(ids["b"], each) for each in range(1, before + 1)] == [tuple(row) for row in told]
+        with pytest.raises(DBAPIError, match="are not two rows of one order"):
+            connection.execute(join, {"duplicate": ids["b"], "kept": ids["b"]})
 
 
 def test_tables_made_later_are_covered(installed):

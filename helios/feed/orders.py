@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 import uuid_utils.compat
-from sqlalchemy import Executable, Row, bindparam, delete, func, literal_column, select, tuple_, update
+from sqlalchemy import Executable, Row, Uuid, bindparam, func, literal_column, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from helios.errors import HeliosError
@@ -34,6 +34,9 @@ FIND = (
     .with_for_update()
 )
 MAKE = insert(ORDERS).on_conflict_do_nothing().returning(ORDERS.c.id)
+JOIN = select(
+    getattr(func, str(ORDERS.schema)).join_orders(bindparam("duplicate", type_=Uuid), bindparam("kept", type_=Uuid))
+)
 CHANGE = update(ORDERS).where(ORDERS.c.id == bindparam("order"))
 SUMS = select(
     func.sum(FILLS.c.quantity), func.sum(func.coalesce(FILLS.c.quote_quantity, FILLS.c.quantity * FILLS.c.price))
@@ -201,7 +204,8 @@ def take_in(writer: Writer, row: OrderRow, other: OrderRow, outcome: Outcome) ->
     columns = [FILLS.c[name] for name in ("trade_id", *FILL_VALUES)]
     for fill in writer.execute(select(*columns).where(FILLS.c.order_id == other["id"])).mappings().all():
         put_fill(writer, row["id"], FillReport(**fill))
-    writer.execute(delete(ORDERS).where(ORDERS.c.id == other["id"]))
+    # Not a plain DELETE: what is written of the second row moves to the first, and no writer may touch that.
+    writer.execute(JOIN, {"duplicate": other["id"], "kept": row["id"]})
     filled, value = filled_sums(writer, row["id"])
     joined = row | changed
     changed["filled_quantity"] = max(joined["filled_quantity"], filled)

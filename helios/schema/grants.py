@@ -16,7 +16,7 @@ log = logging.getLogger("helios.schema")
 
 READ_ONLY = ("alembic_version", "order_history")  # writers only read them: history is written by its trigger alone
 MONITORED = ("alembic_version", "instruments", "tickers", "kline_files", "data_quality_metrics")
-CALLABLE = ("make_kline_partition",)  # what writers may call; everything else is called by triggers
+CALLABLE = ("join_orders", "make_kline_partition")  # what writers may call; everything else is called by triggers
 
 
 @dataclass(frozen=True)

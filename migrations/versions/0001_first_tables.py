@@ -53,6 +53,7 @@ FUNCTIONS = (
     "make_kline_partition(text, integer)",
     "leave_to_owner(regclass)",
     "write_order_history()",
+    "join_orders(uuid, uuid)",
     "order_transition_is_known(text, text)",
     "numbers_as_text(jsonb)",
 )
@@ -716,6 +717,31 @@ def create_history() -> None:
     op.execute(
         "COMMENT ON FUNCTION write_order_history() IS "
         "'Writes each change of an order to order_history; an irregular one raises a quality alert too'"
+    )
+    op.execute("""
+        CREATE FUNCTION join_orders(duplicate uuid, kept uuid) RETURNS void
+        LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+        BEGIN
+            -- What is written of the duplicate moves; nobody loses a line of history by calling this.
+            PERFORM FROM orders AS one, orders AS other
+            WHERE one.id = duplicate AND other.id = kept AND one.id <> other.id AND other.exchange_order_id IS NULL
+              AND (one.account_id, one.instrument_id) = (other.account_id, other.instrument_id)
+            FOR UPDATE;
+            IF NOT FOUND THEN
+                RAISE invalid_parameter_value USING
+                    MESSAGE = format('orders %s and %s are not two rows of one order', duplicate, kept),
+                    HINT = 'Join rows of one account and instrument, where the kept one has no exchange_order_id yet.';
+            END IF;
+            UPDATE order_history SET order_id = kept,
+                version = version + (SELECT coalesce(max(version), 0) FROM order_history WHERE order_id = kept)
+            WHERE order_id = duplicate;
+            DELETE FROM orders WHERE id = duplicate;
+        END
+        $$
+    """)
+    op.execute(
+        "COMMENT ON FUNCTION join_orders(uuid, uuid) IS "
+        "'Makes one of two rows of an order that was told by its trades first; history moves, fills are the caller''s'"
     )
     op.execute("""
         CREATE TRIGGER write_order_history AFTER INSERT OR UPDATE ON orders
