@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from io import FileIO
 from pathlib import Path
@@ -19,7 +19,7 @@ from helios.backfill import tables
 from helios.backfill.bounds import Bounds, likely_bounds
 from helios.backfill.initial import Initial
 from helios.backfill.reading import OutOfBoundsError, Reading, now
-from helios.backfill.report import Mode, Progress, Report, Stage, write_rejects
+from helios.backfill.report import Mode, Progress, Report, Stage, remove_rejects, write_rejects
 from helios.backfill.source import Source
 from helios.backfill.tiers import Tier, chosen, reading
 from helios.backfill.verdict import completed, judged, moment
@@ -46,6 +46,7 @@ def load(  # noqa: PLR0913 - options, by keyword alone
     """Load a file of klines.
 
     A connection that is in a transaction already keeps it: the load is then a savepoint in it, and the caller commits.
+    A file without any row is remembered as empty, under its instrument; one that has rows, but no candle, is refused.
 
     Args:
         bind: an engine of the writer role, or a connection.
@@ -58,7 +59,8 @@ def load(  # noqa: PLR0913 - options, by keyword alone
         initial: fill empty partitions without their key, which is built afterwards; `bind` may act as the owner.
 
     Raises:
-        InputError: the file cannot be used, or a partition is not empty with `initial`; nothing was written.
+        InputError: the file cannot be used, holds no candle among its rows, or changed meanwhile; or a partition
+            is not empty with `initial`; nothing was written.
         RightsError: the login may not act as the owner, with `initial`.
 
     """
@@ -105,9 +107,10 @@ def load_one(
                 progress=progress or (lambda _: None),
                 tier=chosen(options.tier, source.path),
             )
-            report = None if options.again else work.unchanged()
-            if report is None:
-                report = initial.fill(work) if initial else work.read()
+            with work.keeping_still():
+                report = None if options.again else work.unchanged()
+                if report is None:
+                    report = initial.fill(work) if initial else work.read()
     except OSError as error:
         raise InputError(f"{source.path} cannot be read: {error.strerror}") from error
     except DBAPIError as error:
@@ -148,6 +151,30 @@ class Load:
     rejects: Path | None
     progress: Tell
     tier: Tier
+    stamp: tuple[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note what the file is like before anything of it is read."""
+        self.stamp = self.stamped()
+
+    def stamped(self) -> tuple[int, int]:
+        """Tell the file's size, and when it was last written to."""
+        at = os.fstat(self.file.fileno())
+        return at.st_size, at.st_mtime_ns
+
+    def refuse_changed(self) -> None:
+        """Refuse a file that was written to since: its parts may be of two versions, and the checksum of a third."""
+        if self.stamped() != self.stamp:
+            raise InputError(f"{self.source.path} changed while it was read: load it again") from None
+
+    @contextmanager
+    def keeping_still(self) -> Iterator[None]:
+        """Say of a failure that it came from a change of the file, where there was one."""
+        try:
+            yield
+        except (HeliosError, OSError):
+            self.refuse_changed()
+            raise
 
     def unchanged(self) -> Report | None:
         """Report a file whose content is the one that was loaded before."""
@@ -267,6 +294,7 @@ class Load:
         self, mode: Mode, rows_in: Reading, instrument_id: int, counts: tuple[int, int], copied: int
     ) -> Report:
         """Remember the file and its quality, put the rejected rows aside, and sum up."""
+        self.refuse_changed()
         found: dict[str, Any] = rows_in.told["found"]
         if copied != found["good"]:
             raise HeliosError(
@@ -274,8 +302,10 @@ class Load:
                 "Load it again"
             )
         report = completed(Report(source=self.source, mode=mode, inserted=counts[0], changed=counts[1]), found)
-        if report.rejected and self.rejects is not None:
+        if self.rejects is not None and report.rejected:
             report.rejects = write_rejects(self.rejects, self.source, rows_in.rejected())
+        elif self.rejects is not None:
+            remove_rejects(self.rejects, self.source)
         self.remember(report, instrument_id, found, rows_in.told["sha256"])
         return report
 

@@ -1,17 +1,21 @@
 """What a load tells: while it runs, and at its end."""
 
 import csv
+import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
+from urllib.parse import quote
 
 from helios.backfill.source import Source
 from helios.errors import InputError
 
 REJECTS_HEADER = ("line", "reason", "row")
+LONGEST_NAME = 200  # bytes of the 255 that file systems take: there are marks before and behind
 
 
 class Mode(StrEnum):
@@ -100,20 +104,45 @@ def write_rejects(folder: Path, source: Source, rows: Iterable[tuple[int, str, s
             writer.writerows(rows)
         fresh.replace(path)
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}): name another folder for rejected rows, --rejects FOLDER"
-        ) from error
+        raise unwritable(path, error) from error
     return path
+
+
+def remove_rejects(folder: Path, source: Source) -> None:
+    """Remove the rejected rows of an earlier load of the file, which has none any more; others' files stay."""
+    path = rejects_path(folder, source)
+    try:
+        path.unlink(missing_ok=True)
+    except NotADirectoryError:
+        return
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """Say that the folder of rejected rows cannot be written to."""
+    return InputError(
+        f"{path} cannot be written ({error.strerror}): name another folder for rejected rows, --rejects FOLDER"
+    )
 
 
 def rejects_path(folder: Path, source: Source) -> Path:
     """Name the file for rejected rows; where another's file has the name, one with a number."""
-    stem = f"{source.exchange}-{source.market}-{source.symbol}-{source.interval}-{source.name}"
+    stem = file_name(f"{source.exchange}-{source.market}-{source.symbol}-{source.interval}-{source.name}")
     for number in count(1):
         path = folder / (f"{stem}.rejects.csv" if number == 1 else f"{stem}.rejects.{number}.csv")
         if not path.exists() or is_rejects(path):
             return path
     raise AssertionError  # count() does not end
+
+
+def file_name(told: str) -> str:
+    """Make a file's name of any text: what may mean something to a file system becomes %2F, as in addresses."""
+    name = re.sub(r"[^\w.-]", lambda found: quote(found[0], safe="", errors="surrogateescape"), told)
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{name.encode()[: LONGEST_NAME - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
 def is_rejects(path: Path) -> bool:

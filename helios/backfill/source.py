@@ -17,6 +17,8 @@ ENDINGS = (".csv", ".zip", ".json", ".parquet")
 MONTH_OF_CCXT = "1M"
 OTHER_CANDLES = ("markpriceklines", "indexpriceklines", "premiumindexklines")
 FUTURES = "futures"
+LONGEST = 64  # characters of a symbol or an exchange
+SHOWN = 40  # characters of what is refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,8 @@ def recognise(
     one market has (BTCUSD_PERP); where neither tells, it is spot, and `assumed` says so.
 
     Raises:
-        InputError: there is no such file, or neither its name nor an option tells symbol or interval.
+        InputError: there is no such file, or neither its name nor an option tells symbol or interval, or what they
+            tell cannot be one.
 
     """
     path = Path(path)
@@ -80,13 +83,48 @@ def recognise(
     chosen_market, assumed = market_of(path, market, words, told, kind)
     return Source(
         path=path,
-        exchange=exchange.lower(),
+        exchange=checked_exchange(exchange),
         market=chosen_market,
-        symbol=told,
+        symbol=checked_symbol(told),
         interval=interval_of(path, interval or (named["interval"] if named else None)),
         period=period_of(named) if named else None,
         assumed=assumed,
     )
+
+
+def checked_exchange(name: str) -> str:
+    """Read the name of an exchange, in lower case.
+
+    Raises:
+        InputError: it holds something else than letters, digits, - and _, or more than 64 of them.
+
+    """
+    if not re.fullmatch(rf"[a-z0-9_-]{{1,{LONGEST}}}", name.lower()):
+        raise InputError(
+            f"{shown(name)} is not an exchange: name it in at most {LONGEST} letters a-z, digits, - and _, such as "
+            "--exchange binance"
+        )
+    return name.lower()
+
+
+def checked_symbol(symbol: str) -> str:
+    """Read a symbol, which is whatever the exchange calls it.
+
+    Raises:
+        InputError: it is empty, holds white space or control characters, or is longer than 64 characters.
+
+    """
+    if not symbol or len(symbol) > LONGEST or " " in symbol or not symbol.isprintable():
+        raise InputError(
+            f"{shown(symbol)} is not a symbol: write it as the exchange does, in at most {LONGEST} characters without "
+            "white space, such as --symbol BTCUSDT"
+        )
+    return symbol
+
+
+def shown(told: str) -> str:
+    """Quote what was told, shortened."""
+    return repr(told if len(told) <= SHOWN else told[:SHOWN] + "...")
 
 
 def folder_words(path: Path) -> list[str]:

@@ -53,7 +53,8 @@ def outside(report: Report) -> bool:
 
 def sentences(report: Report, found: dict[str, Any]) -> list[str]:
     """Say what is wrong with the file."""
-    said = [f"{plural(times, 'row')} rejected: {kind}" for kind, times in found["kinds"].items()]
+    said = [] if report.rows else ["the file holds no rows"]
+    said += [f"{plural(times, 'row')} rejected: {kind}" for kind, times in found["kinds"].items()]
     said += [f"{times} {kind}" for kind, times in found["warnings"].items()]
     if report.duplicates:
         said.append(f"{plural(report.duplicates, 'row')} that repeat an earlier one were dropped")

@@ -1,5 +1,6 @@
 """The command that loads files of klines."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -7,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from sqlalchemy import Engine
 
 from helios import backfill, db
+from helios.backfill.source import checked_exchange, checked_symbol
 from helios.cli.output import json_option, show, talk
 from helios.errors import InputError
 from helios.models import Interval, Market
@@ -64,6 +67,9 @@ def load(  # noqa: PLR0913 - a parameter for each option
     Each file is loaded whole or not at all; a file that cannot be used does not stop the others. Loading again writes
     only what differs. With --initial, all files of an interval share the partitions they fill, and are one transaction.
     """
+    checked_exchange(exchange)
+    if symbol is not None:
+        checked_symbol(symbol)
     sources = list(sources_of(paths, {"symbol": symbol, "interval": interval, "market": market, "exchange": exchange}))
     settings = Settings.from_environment()
     engine = engine_for(settings, initial=initial)
@@ -82,7 +88,7 @@ def load(  # noqa: PLR0913 - a parameter for each option
                 reports[outcome.source] = outcome.report
             if outcome.error and outcome.error not in failures:
                 failures.append(outcome.error)
-                bars.console.print(f"helios: {outcome.error}", soft_wrap=True)
+                say(f"helios: {outcome.error}", bars.console)
     in_order = [reports[each] for each in sources if each in reports]
     show([summary(each) for each in in_order], as_json=as_json, nothing="nothing was loaded", right=NUMBERS)
     if not as_json:
@@ -100,7 +106,7 @@ def engine_for(settings: Settings, *, initial: bool) -> Engine:
 def bars_of_files() -> Bars:
     """Make the bars of the files that are being loaded."""
     return Bars(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a file may be called [red]
         BarColumn(),
         TextColumn("{task.fields[rows]:,} rows"),
         TextColumn("{task.fields[rate]:,.0f} rows/s"),
@@ -141,19 +147,34 @@ def sources_of(paths: tuple[Path, ...], told: dict[str, Any]) -> Iterator[backfi
             except InputError as error:
                 if not inside:
                     raise
-                talk().print(f"passed by: {error}", soft_wrap=True)
+                say(f"passed by: {error}")
                 continue
             if source.assumed:
-                talk().print(f"{file.name}: nothing tells its market, so spot is assumed; --market says another")
+                say(f"{file.name}: nothing tells its market, so spot is assumed; --market says another")
             yield source
 
 
 def files_in(folder: Path) -> list[Path]:
     """List the files of a folder, and of those in it, that may hold klines."""
-    found = sorted(each for each in folder.rglob("*") if each.suffix.lower() in FILES and each.is_file())
+    found = []
+    for where, folders, names in os.walk(folder, onerror=pass_by):
+        found += [Path(where, name) for name in names if Path(name).suffix.lower() in FILES]
+        for link in (Path(where, name) for name in sorted(folders)):
+            if link.is_symlink():
+                say(f"passed by: {link} is a link to a folder: name it if its files are wanted")
     if not found:
         raise InputError(f"folder {str(folder)!r} holds no files that end in {', '.join(FILES)}")
-    return found
+    return sorted(found)
+
+
+def pass_by(error: OSError) -> None:
+    """Say that a folder inside a folder cannot be looked into."""
+    say(f"passed by: {error.filename} cannot be read ({error.strerror})")
+
+
+def say(line: str, console: Console | None = None) -> None:
+    """Print one line on stderr as it is: names of files and symbols may hold what rich takes for markup."""
+    (console or talk()).print(line, soft_wrap=True, markup=False, emoji=False)
 
 
 def summary(report: backfill.Report) -> dict[str, object]:
@@ -177,9 +198,8 @@ def summary(report: backfill.Report) -> dict[str, object]:
 
 
 def tell_reasons(reports: list[backfill.Report]) -> None:
-    """Say on stderr what is wrong with each file, and where its rejected rows are."""
+    """Say on stderr, in a line for each file, what is wrong with it, and where its rejected rows are."""
     for report in reports:
-        for reason in report.reasons:
-            talk().print(f"{report.source.path.name}: {reason}", soft_wrap=True)
-        if report.rejects:
-            talk().print(f"{report.source.path.name}: rejected rows are in {report.rejects}", soft_wrap=True)
+        said = [*report.reasons, *([f"rejected rows are in {report.rejects}"] if report.rejects else [])]
+        if said:
+            say(f"{report.source.path.name}: {'; '.join(said)}")

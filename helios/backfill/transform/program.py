@@ -25,6 +25,7 @@ from .refusal import OutOfBoundsError, RefusalError
 from .spacing import check_spacing
 
 PARENT_LOOKED_AFTER_EVERY = 0.5  # seconds
+BAD_FROM_THE_BEGINNING = 10_000  # rows: a file is given up when so many pass without a candle
 
 
 class Hashed(FileIO):
@@ -121,11 +122,22 @@ def transformed(  # noqa: PLR0913, PLR0917 - the fast tier replaces the last one
             for text in checker.texts(block):
                 if text and job["write"]:
                     write(text)
+                if findings.lines >= BAD_FROM_THE_BEGINNING and not findings.good:
+                    refuse_without_candle(findings)
         sha256 = file.checksum()
         if checker is None or late is None:
             return {"found": findings.told(), "width": OFFICIAL, "sha256": sha256}
         late.settle(file)
+        if findings.lines and not findings.good:
+            refuse_without_candle(findings)
         return {"found": findings.told(), "width": checker.width, "sha256": sha256}
+
+
+def refuse_without_candle(findings: Findings) -> None:
+    """Refuse a file that has rows but no candle: it is something else, and nothing of it is worth keeping."""
+    line, reason = findings.first_bad or (1, "is no candle")
+    some = f"first {BAD_FROM_THE_BEGINNING:,} rows" if findings.lines >= BAD_FROM_THE_BEGINNING else "rows"
+    raise RefusalError(f"does not look like klines: none of its {some} is a candle: line {line} {reason}")
 
 
 def width_of(block: Block) -> int:

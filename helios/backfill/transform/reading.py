@@ -10,6 +10,7 @@ from .refusal import RefusalError
 BLOCK = 1 << 19
 LONGEST_LINE = 1 << 20
 PARQUET = b"PAR1"
+ENCRYPTED = 1  # among the flags of a ZIP's member
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -45,12 +46,14 @@ def member_blocks(file: BinaryIO, size: int) -> Iterator[Block]:
     """Read the one file inside a ZIP, never more of it at once than a block."""
     try:
         with zipfile.ZipFile(file) as archive:
-            names = [each.filename for each in archive.infolist() if not each.is_dir()]
-            if len(names) != 1:
-                raise RefusalError(f"holds {len(names)} files, but a ZIP of klines holds one: unpack it first")
-            with archive.open(names[0]) as member:
+            members = [each for each in archive.infolist() if not each.is_dir()]
+            if len(members) != 1:
+                raise RefusalError(f"holds {len(members)} files, but a ZIP of klines holds one: unpack it first")
+            if members[0].flag_bits & ENCRYPTED:
+                raise RefusalError("is an encrypted ZIP: unpack it first, and load what was in it")
+            with archive.open(members[0]) as member:
                 head = member.read(4096)
-            with archive.open(names[0]) as member:
+            with archive.open(members[0]) as member:
                 yield from text_blocks(member, head, size)
     except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError) as error:
         raise RefusalError(f"is a ZIP that cannot be read ({error}): fetch it again") from error
