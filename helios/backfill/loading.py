@@ -59,8 +59,8 @@ def load(  # noqa: PLR0913 - options, by keyword alone
         initial: fill empty partitions without their key, which is built afterwards; `bind` may act as the owner.
 
     Raises:
-        InputError: the file cannot be used, holds no candle among its rows, or changed while it was read; or a partition
-            is not empty with `initial`; nothing was written.
+        InputError: the file cannot be used, holds no candle among its rows, or changed while it was read, or a
+            partition is not empty with `initial`; nothing was written.
         RightsError: the login may not act as the owner, with `initial`.
 
     """
