@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from psycopg2 import sql
 from sqlalchemy import URL, Connection, Engine, NullPool, event
 from sqlalchemy import create_engine as create_sqlalchemy_engine
 from sqlalchemy.exc import DBAPIError
@@ -118,9 +119,8 @@ def create_migration_engine(settings: Settings, role: str | None = None) -> Engi
 
         @event.listens_for(engine, "connect", insert=True)
         def become_owner(connection: Any, _record: object) -> None:  # noqa: ANN401 - a driver's connection
-            quoted = engine.dialect.identifier_preparer.quote_identifier(role)
             with connection.cursor() as cursor:
-                cursor.execute(f"SET ROLE {quoted}")
+                cursor.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
             connection.commit()
 
     return engine

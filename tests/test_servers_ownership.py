@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from server_user import KINDS, NOBODY, OUTSIDER, User
 
 from helios import servers
 from helios.errors import ServerError
+from helios.servers.account import server_account
+from helios.servers.place import Place
 
 REFUSED = 13
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -142,3 +145,21 @@ def copy_programs(server: servers.Postgres | servers.Valkey, target: Path) -> Pa
         (target / part).parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if (top / part).is_dir() else shutil.copy2)(top / part, target / part)
     return target / server.programs.resolve().relative_to(top)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's servers run as another user")
+def test_a_folder_that_another_starter_is_just_making_is_waited_for(own_home):
+    """Between making a folder and opening it to the server's user there is a moment; who meets it does not refuse."""
+    own_home.mkdir(mode=0o700)
+    opening = threading.Timer(0.2, own_home.chmod, (0o755,))
+    opening.start()
+    Place(own_home, "postgres-18").make(server_account(own_home / "data"))
+    opening.join()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's servers run as another user")
+def test_a_folder_that_stays_closed_is_refused(own_home):
+    """The wait has an end."""
+    own_home.mkdir(mode=0o700)
+    with pytest.raises(ServerError, match="cannot be entered by the user"):
+        Place(own_home, "postgres-18").make(server_account(own_home / "data"))

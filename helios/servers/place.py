@@ -20,6 +20,7 @@ from helios.servers.account import Account, user_name
 
 SOCKET_PATH_LIMIT = 103  # bytes: macOS's, the smallest there is; Linux has four more
 LOG_LIMIT = 1_000_000
+MAKING = 1.0  # seconds between making a folder and opening it to the server's user, at the very most
 ENDING = 45.0  # seconds that a server gets to end
 UNFIT = ",?#%"  # in a path: a comma separates hosts in a PostgreSQL URL, the others mean something in a Redis URL
 PROGRAMS = ("postgres", "valkey-server", "redis-server")
@@ -68,7 +69,11 @@ class Place:
                 f"HELIOS_HOME={str(self.home)!r} cannot be used ({error.strerror}): name a folder that you may write to"
             ) from None
         self.check()
-        if account is not None and not account.may(self.folder, read=False):
+        until = time.monotonic() + MAKING
+        while account is not None and not account.may(self.folder, read=False):
+            if time.monotonic() < until:  # another starter may be about to open the folder that it has just made
+                time.sleep(locks.STEP)
+                continue
             raise ServerError(
                 f"HELIOS_HOME={str(self.home)!r} cannot be entered by the user {account.name}, as whom root runs the "
                 "server: name a folder outside closed ones, such as /var/lib/helios"
