@@ -27,8 +27,9 @@ check: .venv/developing
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
 
 chaos: .venv/developing
-	@HELIOS_KILLS=$(KILLS) .venv/bin/python -m pytest tests/chaos_servers.py tests/test_migrations.py -k "kill" $(TESTS)
-	@HELIOS_KILLS=$(LOADS) .venv/bin/python -m pytest tests/test_backfill_kills.py
+	@.venv/bin/python tests/chaos_servers.py $(KILLS)
+	@HELIOS_KILLS=$(KILLS) .venv/bin/python -m pytest tests/test_migrations.py -k "killed" $(TESTS)
+	@PYTHONPATH=scripts .venv/bin/python tests/chaos_backfill.py $(LOADS)
 
 bench: .venv/benchmarking
 	@.venv/bin/python -m benchmarks $(BENCH) $(FILES)
