@@ -77,8 +77,7 @@ def change(settings: Settings, command: str) -> None:
         if command == "downgrade":
             environment.refuse_production(connection, schema, "a downgrade, which drops tables with their data,")
         roles = roles_of(settings, str(connection.scalar(text("SELECT current_database()"))))
-        prepared = preparation.prepare(login, schema, roles, wait)
-        owner = db.create_migration_engine(settings, prepared.role)
+        owner = db.create_migration_engine(settings, preparation.prepare(login, schema, roles, wait))
         preparation.patiently(owner, wait, lambda: run(owner, schema, helios_wait=wait))
         preparation.finish(login, schema, roles, wait)
         log.info("schema %s stands at %s", schema, ", ".join(migrations.current(connection, schema)) or "its beginning")

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, text
@@ -62,14 +61,6 @@ HOLDERS = text("""
 LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """How to migrate a prepared schema: `role` is the role to become first (None: stay the login)."""
-
-    role: str | None
-    skipped: list[str]
-
-
 @contextmanager
 def alone(engine: Engine, schema: str, wait: float) -> Iterator[Connection]:
     """Hold the migration lock of a schema, waiting up to `wait` seconds for another migration to end.
@@ -107,21 +98,22 @@ def migrator(connection: Connection, schema: str) -> str | None:
     )
 
 
-def prepare(engine: Engine, schema: str, roles: Roles, wait: float) -> Prepared:
+def prepare(engine: Engine, schema: str, roles: Roles, wait: float) -> str | None:
     """Make the schema and its roles where they are missing, in a transaction of its own.
+
+    Gives the owner role that a migration is to become; None where it stays the login.
 
     Raises:
         RightsError: the role may neither make the schema nor work in it; the message holds the SQL that helps.
 
     """
 
-    def run() -> Prepared:
+    def run() -> str | None:
         with engine.begin() as connection:
             login = check_rights(connection, schema, roles)
             connection.execute(ONE_AT_A_TIME)
-            skipped = grants.complete(connection, schema, roles, login)
-            becomes = roles.owner if connection.scalar(OWNED, {"owner": roles.owner, "schema": schema}) else None
-            return Prepared(role=becomes, skipped=skipped)
+            grants.complete(connection, schema, roles, login)
+            return roles.owner if connection.scalar(OWNED, {"owner": roles.owner, "schema": schema}) else None
 
     return patiently(engine, wait, run)
 
