@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from installation import made, upgrade
 from server_user import until, working_in
-from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
+from tables import PARENTS, insert
 
-from helios import schema, servers
+from helios import servers
 from helios.settings import Settings
 
 
@@ -62,13 +64,24 @@ def valkey(home: Path) -> Iterator[URL]:
 @pytest.fixture
 def database(cluster: URL) -> Iterator[URL]:
     """A fresh, empty database; yields the superuser's URL of it."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    admin = create_engine(cluster, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
-    yield cluster.set(database=name)
-    with admin.connect() as connection:
-        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+    with made(cluster) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def template(cluster: URL) -> Iterator[str]:
+    """The name of a database with all tables and no roles, for copies: the revisions run once for all of them."""
+    with made(cluster) as url:
+        upgrade(url, DATABASE_ROLE_PREFIX="off")
+        yield str(url.database)
+
+
+@pytest.fixture
+def upgraded(cluster: URL, template: str) -> Iterator[URL]:
+    """A database of a test's own as an upgrade leaves it, roles and grants included; yields the superuser's URL."""
+    with made(cluster, template) as url:
+        upgrade(url)
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -78,20 +91,11 @@ def programs() -> Path:
 
 
 @pytest.fixture(scope="session")
-def migrated(cluster: URL) -> Iterator[URL]:
+def migrated(cluster: URL, template: str) -> Iterator[URL]:
     """One database with all tables for tests that keep to a symbol of their own; yields the superuser's URL."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    admin = create_engine(cluster, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
-    url = cluster.set(database=name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
-        patch.delenv("DATABASE_MIGRATION_URL", raising=False)
-        schema.upgrade()
-    yield url
-    with admin.connect() as connection:
-        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+    with made(cluster, template) as url:
+        upgrade(url)
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -115,3 +119,23 @@ def writer(migrated: URL, owner: Engine) -> Iterator[Engine]:
 def symbol() -> str:
     """A symbol that no other test uses."""
     return f"T{uuid.uuid4().hex[:8].upper()}USDT"
+
+
+@pytest.fixture(scope="session")
+def engine(cluster: URL, template: str) -> Iterator[Engine]:
+    """An engine in one database with all tables and the rows of PARENTS, for tests that leave it as it was."""
+    with made(cluster, template) as url:
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            for table, values in PARENTS.items():
+                insert(connection, table, values)
+        yield engine
+        engine.dispose()
+
+
+@pytest.fixture
+def connection(engine: Engine) -> Iterator[Connection]:
+    """A transaction in that database, which is rolled back after the test."""
+    with engine.connect() as connection:
+        connection.begin()
+        yield connection

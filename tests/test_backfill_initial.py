@@ -16,7 +16,6 @@ from pyarrow import csv, parquet
 from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from helios import schema
 from helios.backfill import Mode, Options, Outcome, Tier, load, load_many, recognise
 from helios.errors import InputError, RightsError
 
@@ -25,12 +24,11 @@ NAMES = make_klines.HEADER.split(",")
 
 
 @pytest.fixture
-def fresh(database: URL, monkeypatch: pytest.MonkeyPatch) -> Engine:
+def fresh(upgraded: URL, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """An engine of a superuser in a database of its own, where every partition is empty."""
-    monkeypatch.setenv("DATABASE_URL", database.render_as_string(hide_password=False))
+    monkeypatch.setenv("DATABASE_URL", upgraded.render_as_string(hide_password=False))
     monkeypatch.delenv("DATABASE_MIGRATION_URL", raising=False)
-    schema.upgrade()
-    return create_engine(database, poolclass=NullPool)
+    return create_engine(upgraded, poolclass=NullPool)
 
 
 def ask(engine: Engine, statement: str, **binds: object) -> list[tuple[object, ...]]:

@@ -16,7 +16,6 @@ from sqlalchemy import URL
 from helios import cli, db
 from helios.cli import doctor
 from helios.cli.output import readable
-from helios.schema import migrations
 from helios.settings import Settings
 
 Run = Callable[..., tuple[int, str, str]]
@@ -42,11 +41,10 @@ def helios(
 
 
 @pytest.fixture
-def installed(database: URL, monkeypatch: pytest.MonkeyPatch) -> URL:
-    """A migrated database, marked as what this process believes to be."""
-    use(monkeypatch, database, HELIOS_ENVIRONMENT="development")
-    migrations.upgrade()
-    return database
+def installed(upgraded: URL, monkeypatch: pytest.MonkeyPatch) -> URL:
+    """An upgraded database, and what this process believes it to be."""
+    use(monkeypatch, upgraded, HELIOS_ENVIRONMENT="development")
+    return upgraded
 
 
 @pytest.fixture

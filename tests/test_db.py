@@ -14,15 +14,13 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from helios import db
 from helios.errors import HeliosError, RightsError, SchemaError, SettingError, UnreachableError
 from helios.models import Account, Instrument, Market, Ticker
-from helios.schema import migrations
 from helios.settings import Settings
 
 
 @pytest.fixture
-def settings(database: URL, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(upgraded: URL, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The settings of a migrated database."""
-    use(monkeypatch, database)
-    migrations.upgrade()
+    use(monkeypatch, upgraded)
     return Settings.from_environment()
 
 

@@ -1,8 +1,9 @@
-"""The first revision: makes what the models say, whole and in any schema, and takes all of it away again."""
+"""The revisions: they make what the models say, whole and in any schema, and take all of it away again."""
 
 import ast
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from alembic.autogenerate import compare_metadata, render_python_code
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.operations.ops import CreateTableOp, UpgradeOps
+from installation import REVISIONS
 from sqlalchemy import BLANK_SCHEMA, URL, Connection, Engine, MetaData, create_engine, text
 from sqlalchemy.dialects import postgresql
-from tables import REVISIONS, SCHEMA, catalog, look_into, revision, run
+from tables import SCHEMA, catalog, look_into, run
 
 from helios.models import metadata
 
@@ -165,7 +167,8 @@ def offline(step: str) -> str:
         dialect=postgresql.dialect(paramstyle="named"), opts={"as_sql": True, "output_buffer": out}
     )
     with Operations.context(context):
-        getattr(revision("0001"), step)()
+        for each in REVISIONS if step == "upgrade" else reversed(REVISIONS):
+            getattr(each.module, step)()
     return out.getvalue()
 
 
@@ -185,7 +188,7 @@ def execute(connection: Connection, script: str) -> None:
         cursor.execute(script)
 
 
-@pytest.mark.parametrize("file", sorted(REVISIONS.glob("*.py")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [Path(each.path) for each in REVISIONS], ids=lambda file: file.name)
 def test_a_revision_stands_on_alembic_and_sqlalchemy_alone(file: Any) -> None:
     """It must still run when the models have moved on; and it names no schema."""
     source = file.read_text()

@@ -8,9 +8,9 @@ from decimal import Decimal
 from itertools import product
 
 import pytest
-from sqlalchemy import URL, Connection, Engine, create_engine, delete, select, text, update
+from sqlalchemy import Connection, Engine, create_engine, delete, select, text, update
 from sqlalchemy.orm import Session
-from tables import DAY, ORDER, PARENTS, SCHEMA, insert, migrated, wait_until_blocked
+from tables import DAY, ORDER, PARENTS, SCHEMA, insert, wait_until_blocked
 
 from helios.models import (
     OPEN_STATUSES,
@@ -25,20 +25,6 @@ from helios.models import (
 
 ORDERS = f'"{SCHEMA}".orders'
 PAIRS = list(product(OrderStatus, OrderStatus))
-
-
-@pytest.fixture(scope="module")
-def engine(cluster: URL) -> Iterator[Engine]:
-    with migrated(cluster) as engine:
-        yield engine
-
-
-@pytest.fixture
-def connection(engine: Engine) -> Iterator[Connection]:
-    """A transaction that is rolled back after the test."""
-    with engine.connect() as connection:
-        connection.begin()
-        yield connection
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import random
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,12 +14,12 @@ from pathlib import Path
 
 import make_klines
 import pytest
-from installation import ask, engine_of, finish, login, rows, run_sql, start, use, variables
+from installation import ask, engine_of, finish, login, made, rows, run_sql, start, upgrade, use, variables
 from sqlalchemy import URL, text
 from sqlalchemy.exc import OperationalError
 from tables import PARENTS, insert
 
-from helios import backfill, cli, retention, schema
+from helios import backfill, cli, retention
 from helios.errors import InputError, RightsError, SchemaError
 from helios.retention import Plan, State
 from helios.retention.applying import Work
@@ -41,44 +40,31 @@ OPTIONS = {"DATABASE_LOCK_TIMEOUT": "0.2", "DATABASE_MIGRATION_WAIT": "30", "DAT
 
 
 @pytest.fixture(scope="module")
-def filled(cluster: URL) -> Iterator[str]:
+def filled(cluster: URL, template: str) -> Iterator[str]:
     """A migrated database with an instrument, and minutes in 2022, 2023 and 2025; gives its name, for copies."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    url = cluster.set(database=name)
-    admin(cluster, f"CREATE DATABASE {name}")
-    with pytest.MonkeyPatch.context() as patch:
-        use(patch, url, DATABASE_ROLE_PREFIX=PREFIX)
-        schema.upgrade()
     fill = """
         INSERT INTO helios_trading.klines (instrument_id, interval, open_time, open, high, low, close, volume)
         SELECT 1, '1m', timestamptz '{}-03-01T00:00Z' + n * interval '1 minute', 1, 1, 1, 1, 0
         FROM generate_series(1, {}) AS n
     """
-    run_sql(
-        url,
-        f"INSERT INTO {SCHEMA}.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'BTCUSDT')",
-        f"SELECT {SCHEMA}.make_kline_partition('1m', year) FROM generate_series(2022, 2023) AS year",
-        *(fill.format(year, count) for year, count in ((2022, 1000), (2023, 500), (2025, 300))),
-        f"ANALYZE {SCHEMA}.klines",
-    )
-    yield name
-    admin(cluster, f"DROP DATABASE {name} WITH (FORCE)")
+    with made(cluster, template) as url:
+        upgrade(url, DATABASE_ROLE_PREFIX=PREFIX)
+        run_sql(
+            url,
+            f"INSERT INTO {SCHEMA}.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'BTCUSDT')",
+            f"SELECT {SCHEMA}.make_kline_partition('1m', year) FROM generate_series(2022, 2023) AS year",
+            *(fill.format(year, count) for year, count in ((2022, 1000), (2023, 500), (2025, 300))),
+            f"ANALYZE {SCHEMA}.klines",
+        )
+        yield str(url.database)
 
 
 @pytest.fixture
 def installed(cluster: URL, filled: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[URL]:
     """A copy of it, for one test."""
-    url = cluster.set(database=f"t_{uuid.uuid4().hex[:12]}")
-    admin(cluster, f"CREATE DATABASE {url.database} TEMPLATE {filled}")
-    use(monkeypatch, url, **OPTIONS)
-    yield url
-    admin(cluster, f"DROP DATABASE {url.database} WITH (FORCE)")
-
-
-def admin(cluster: URL, statement: str) -> None:
-    """Run what runs in no transaction."""
-    with engine_of(cluster).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(statement))
+    with made(cluster, filled) as url:
+        use(monkeypatch, url, **OPTIONS)
+        yield url
 
 
 def plan(url: URL, policy: str = "1m 2y", now: datetime = NOW) -> Plan:
