@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from installation import made, upgrade
+from installation import COPIED, made, upgrade, use
 from server_user import until, working_in
 from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
@@ -70,18 +70,26 @@ def database(cluster: URL) -> Iterator[URL]:
 
 @pytest.fixture(scope="session")
 def template(cluster: URL) -> Iterator[str]:
-    """The name of a database with all tables and no roles, for copies: the revisions run once for all of them."""
+    """The name of an upgraded database, for copies that share its roles: the revisions run once for all of them."""
     with made(cluster) as url:
-        upgrade(url, DATABASE_ROLE_PREFIX="off")
+        upgrade(url, DATABASE_ROLE_PREFIX=COPIED)
         yield str(url.database)
 
 
 @pytest.fixture
-def upgraded(cluster: URL, template: str) -> Iterator[URL]:
-    """A database of a test's own as an upgrade leaves it, roles and grants included; yields the superuser's URL."""
+def upgraded(cluster: URL, template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[URL]:
+    """A database of a test's own as an upgrade leaves it, and the settings for it; yields the superuser's URL of it."""
     with made(cluster, template) as url:
-        upgrade(url)
+        use(monkeypatch, url, DATABASE_ROLE_PREFIX=COPIED)
         yield url
+
+
+@pytest.fixture(scope="session")
+def roleless(cluster: URL) -> Iterator[str]:
+    """The name of a database with all tables, made without roles, for copies that belong to the superuser."""
+    with made(cluster) as url:
+        upgrade(url, DATABASE_ROLE_PREFIX="off")
+        yield str(url.database)
 
 
 @pytest.fixture(scope="session")
@@ -91,9 +99,9 @@ def programs() -> Path:
 
 
 @pytest.fixture(scope="session")
-def migrated(cluster: URL, template: str) -> Iterator[URL]:
+def migrated(cluster: URL) -> Iterator[URL]:
     """One database with all tables for tests that keep to a symbol of their own; yields the superuser's URL."""
-    with made(cluster, template) as url:
+    with made(cluster) as url:
         upgrade(url)
         yield url
 
@@ -122,9 +130,9 @@ def symbol() -> str:
 
 
 @pytest.fixture(scope="session")
-def engine(cluster: URL, template: str) -> Iterator[Engine]:
+def engine(cluster: URL, roleless: str) -> Iterator[Engine]:
     """An engine in one database with all tables and the rows of PARENTS, for tests that leave it as it was."""
-    with made(cluster, template) as url:
+    with made(cluster, roleless) as url:
         engine = create_engine(url)
         with engine.begin() as connection:
             for table, values in PARENTS.items():

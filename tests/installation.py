@@ -19,6 +19,7 @@ from helios.schema import migrations
 ROOT = Path(__file__).parent.parent
 REVISIONS = list(ScriptDirectory.from_config(migrations.configuration()).walk_revisions())[::-1]  # the first is first
 HEAD = REVISIONS[-1].revision
+COPIED = "copied"  # the prefix of the roles of databases that are copies
 
 
 def engine_of(url: URL) -> Engine:

@@ -12,6 +12,7 @@ from pathlib import Path
 import make_klines
 import pyarrow as pa
 import pytest
+from installation import COPIED
 from pyarrow import csv, parquet
 from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
@@ -24,10 +25,8 @@ NAMES = make_klines.HEADER.split(",")
 
 
 @pytest.fixture
-def fresh(upgraded: URL, monkeypatch: pytest.MonkeyPatch) -> Engine:
+def fresh(upgraded: URL) -> Engine:
     """An engine of a superuser in a database of its own, where every partition is empty."""
-    monkeypatch.setenv("DATABASE_URL", upgraded.render_as_string(hide_password=False))
-    monkeypatch.delenv("DATABASE_MIGRATION_URL", raising=False)
     return create_engine(upgraded, poolclass=NullPool)
 
 
@@ -139,8 +138,7 @@ def member(fresh: Engine) -> Iterator[Engine]:
     """A login that is a member of the owner role, and nothing more."""
     login = f"login_{uuid.uuid4().hex[:12]}"
     with fresh.begin() as connection:
-        role = f"{fresh.url.database}_helios_trading_owner"
-        connection.execute(text(f'CREATE ROLE {login} LOGIN IN ROLE "{role}"'))
+        connection.execute(text(f"CREATE ROLE {login} LOGIN IN ROLE {COPIED}_owner"))
     yield create_engine(fresh.url.set(username=login), poolclass=NullPool)
     with fresh.begin() as connection:
         connection.execute(text(f"DROP ROLE {login}"))

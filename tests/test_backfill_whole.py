@@ -142,10 +142,8 @@ def test_a_file_that_changes_while_it_is_read(
 
 
 @pytest.fixture
-def fresh(upgraded: URL, monkeypatch: pytest.MonkeyPatch) -> Engine:
+def fresh(upgraded: URL) -> Engine:
     """An engine of a superuser in a database of its own, where every partition is empty."""
-    monkeypatch.setenv("DATABASE_URL", upgraded.render_as_string(hide_password=False))
-    monkeypatch.delenv("DATABASE_MIGRATION_URL", raising=False)
     return create_engine(upgraded, poolclass=NullPool)
 
 

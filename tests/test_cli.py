@@ -4,13 +4,13 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import make_klines
 import pytest
-from installation import ROOT, login, run_sql, start, use, variables
+from installation import COPIED, ROOT, login, made, run_sql, start, upgrade, use, variables
 from sqlalchemy import URL
 
 from helios import cli, db
@@ -43,7 +43,7 @@ def helios(
 @pytest.fixture
 def installed(upgraded: URL, monkeypatch: pytest.MonkeyPatch) -> URL:
     """An upgraded database, and what this process believes it to be."""
-    use(monkeypatch, upgraded, HELIOS_ENVIRONMENT="development")
+    monkeypatch.setenv("HELIOS_ENVIRONMENT", "development")
     return upgraded
 
 
@@ -255,7 +255,7 @@ def test_printed_sql_goes_to_stdout(helios, database, monkeypatch):
 def test_grants_are_complete_after_an_upgrade(helios, installed):
     """Nothing is missing, and where something is, it is named with whether this login may add it."""
     assert "[]" == helios("grants", "--json")[1].strip()
-    run_sql(installed, f'REVOKE SELECT ON helios_trading.orders FROM "{installed.database}_helios_trading_reader"')
+    run_sql(installed, f'REVOKE SELECT ON helios_trading.orders FROM "{COPIED}_reader"')
     [row] = json.loads(helios("grants", "--json")[1])
     assert ("GRANT SELECT ON TABLE helios_trading.orders" in row["missing"], True) == (True, row["this_login_may"])
     assert helios("grants", "--sql")[1].strip().endswith(";")
@@ -265,11 +265,14 @@ def test_grants_are_complete_after_an_upgrade(helios, installed):
 
 
 @pytest.fixture
-def healthy(installed: URL, valkey: URL, monkeypatch: pytest.MonkeyPatch, helios: Run) -> URL:
-    """An installation that lacks nothing."""
-    monkeypatch.setenv("REDIS_URL", valkey.render_as_string(hide_password=False))
-    helios("environment", "set", "development")
-    return installed
+def healthy(cluster: URL, roleless: str, valkey: URL, monkeypatch: pytest.MonkeyPatch, helios: Run) -> Iterator[URL]:
+    """An installation that lacks nothing, and shares no role with another database."""
+    with made(cluster, roleless) as url:
+        redis = valkey.render_as_string(hide_password=False)
+        use(monkeypatch, url, HELIOS_ENVIRONMENT="development", REDIS_URL=redis)
+        upgrade(url)
+        helios("environment", "set", "development")
+        yield url
 
 
 def test_a_healthy_installation_is_told_so(helios, healthy):

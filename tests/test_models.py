@@ -384,7 +384,7 @@ def test_comments_tell_every_table_and_column(connection: Connection) -> None:
         "SELECT relname, attname, col_description(pg_class.oid, attnum), obj_description(pg_class.oid, 'pg_class') "
         "FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid "
         "WHERE relnamespace = CAST(:schema AS regnamespace) "
-        "AND attnum > 0 AND relkind IN ('r', 'p') AND NOT relispartition"
+        "AND attnum > 0 AND relkind IN ('r', 'p') AND NOT relispartition AND relname <> 'alembic_version'"
     )
     found = {
         (table, column): (of_column, of_table)

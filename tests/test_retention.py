@@ -14,7 +14,7 @@ from pathlib import Path
 
 import make_klines
 import pytest
-from installation import ask, engine_of, finish, login, made, rows, run_sql, start, upgrade, use, variables
+from installation import COPIED, ask, engine_of, finish, login, made, rows, run_sql, start, use, variables
 from sqlalchemy import URL, text
 from sqlalchemy.exc import OperationalError
 from tables import PARENTS, insert
@@ -35,8 +35,7 @@ LEFT = f"""
 """
 
 
-PREFIX = "retained"  # of the roles: the same in every copy of the database
-OPTIONS = {"DATABASE_LOCK_TIMEOUT": "0.2", "DATABASE_MIGRATION_WAIT": "30", "DATABASE_ROLE_PREFIX": PREFIX}
+OPTIONS = {"DATABASE_LOCK_TIMEOUT": "0.2", "DATABASE_MIGRATION_WAIT": "30", "DATABASE_ROLE_PREFIX": COPIED}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,6 @@ def filled(cluster: URL, template: str) -> Iterator[str]:
         FROM generate_series(1, {}) AS n
     """
     with made(cluster, template) as url:
-        upgrade(url, DATABASE_ROLE_PREFIX=PREFIX)
         run_sql(
             url,
             f"INSERT INTO {SCHEMA}.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'BTCUSDT')",
@@ -400,7 +398,7 @@ def test_a_renamed_partition_is_refused(installed):
 
 def test_a_writer_may_plan_but_not_drop(installed, monkeypatch):
     """Dropping is the owner's: a writer is told so, and nothing is gone."""
-    url = login(installed, "bot", f"GRANT {PREFIX}_writer TO {{login}}")
+    url = login(installed, "bot", f"GRANT {COPIED}_writer TO {{login}}")
     shown = plan(url)
     assert 1 == len(shown.going)
     use(monkeypatch, url, **OPTIONS)
@@ -412,7 +410,7 @@ def test_a_writer_may_plan_but_not_drop(installed, monkeypatch):
 
 def test_a_member_of_the_owner_may_drop(installed, monkeypatch):
     """The login that migrates need not be a superuser."""
-    url = login(installed, "deploy", f"GRANT {PREFIX}_owner TO {{login}}")
+    url = login(installed, "deploy", f"GRANT {COPIED}_owner TO {{login}}")
     use(monkeypatch, url, **OPTIONS)
     assert [("klines_1m_2022", 1000)] == apply(plan(url))
     run_sql(installed, f"DROP OWNED BY {url.username}", f"DROP ROLE {url.username}")
