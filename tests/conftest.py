@@ -1,20 +1,28 @@
 """Fixtures by subject: real servers for the whole run, and a fresh database for each test that asks."""
 
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from installation import COPIED, made, upgrade, use
+from installation import COPIED, Run, made, upgrade, use
+from own_servers import end, postgres
 from server_user import until, working_in
 from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 from tables import PARENTS, insert
 
-from helios import servers
+from helios import cli, servers
 from helios.settings import Settings
+
+# A pytest that a test starts is no worker of this run, and must not take itself for one.
+for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +48,25 @@ def own_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     left = list((top / "tmp").iterdir())
     shutil.rmtree(top)
     assert [] == left
+
+
+@pytest.fixture(scope="session")
+def ended_home() -> Iterator[Path]:
+    """A HELIOS_HOME whose PostgreSQL has ended, for copies: making a cluster takes far longer than starting one."""
+    folder = Path(tempfile.mkdtemp(prefix="ht-")).resolve()
+    folder.chmod(0o755)
+    server = postgres(folder)
+    server.acquire()
+    end(server)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def used_home(own_home: Path, ended_home: Path) -> Path:
+    """A HELIOS_HOME for one test, in which a PostgreSQL has served before."""
+    subprocess.run(["/bin/cp", "-a", ended_home, own_home], check=True)
+    return own_home
 
 
 @pytest.fixture(scope="session")
@@ -147,3 +174,21 @@ def connection(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as connection:
         connection.begin()
         yield connection
+
+
+@pytest.fixture
+def helios(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """Run the command in this process, from an empty folder; gives exit status, stdout and stderr."""
+    folder = tmp_path_factory.mktemp("work")
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["helios", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return int(end.value.code or 0), said.out, said.err
+
+    return run

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from helios.schema import migrations
 ROOT = Path(__file__).parent.parent
 REVISIONS = list(ScriptDirectory.from_config(migrations.configuration()).walk_revisions())[::-1]  # the first is first
 HEAD = REVISIONS[-1].revision
+Run = Callable[..., tuple[int, str, str]]  # a command in this process: exit status, stdout, stderr
 COPIED = "copied"  # the prefix of the roles of databases that are copies
 
 

@@ -4,13 +4,13 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import make_klines
 import pytest
-from installation import COPIED, ROOT, login, made, run_sql, start, upgrade, use, variables
+from installation import COPIED, ROOT, Run, login, made, run_sql, start, upgrade, use, variables
 from sqlalchemy import URL
 
 from helios import cli, db
@@ -18,26 +18,7 @@ from helios.cli import doctor
 from helios.cli.output import readable
 from helios.settings import Settings
 
-Run = Callable[..., tuple[int, str, str]]
 MONTH = make_klines.datetime(2025, 1, 1, tzinfo=make_klines.UTC)
-
-
-@pytest.fixture
-def helios(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
-) -> Run:
-    """Run the command in this process, from an empty folder; gives exit status, stdout and stderr."""
-    folder = tmp_path_factory.mktemp("work")
-    monkeypatch.chdir(folder)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["helios", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return int(end.value.code or 0), said.out, said.err
-
-    return run
 
 
 @pytest.fixture
@@ -361,9 +342,9 @@ def test_an_evicting_redis_is_named(helios, healthy, monkeypatch):
 # --- servers -------------------------------------------------------------------------------------------------------
 
 
-def test_up_status_and_down(helios, own_home, monkeypatch):
+def test_up_status_and_down(helios, used_home, monkeypatch):
     """Servers that were brought up stay until `down`, and status tells what is there."""
-    monkeypatch.setenv("HELIOS_HOME", str(own_home))
+    monkeypatch.setenv("HELIOS_HOME", str(used_home))
     status, said, _ = helios("up", "--json")
     assert 0 == status
     assert {True} == {each["running"] and each["kept_up"] for each in json.loads(said)}

@@ -6,6 +6,7 @@ import re
 import time
 
 import pytest
+from alembic import command
 from installation import (
     HEAD,
     REVISIONS,
@@ -100,7 +101,7 @@ def test_one_who_was_only_granted_usage_and_create_migrates(database, monkeypatc
     assert HEAD == version(guest)
 
 
-def test_one_with_no_rights_is_told_the_sql_to_run(database):
+def test_one_with_no_rights_is_told_the_sql_to_run(database, monkeypatch):
     """One sentence on stderr that holds the SQL, exit status 1, no traceback; the SQL helps."""
     nobody = login(database, "nobody")
     said, talk = alembic("upgrade", "head", env=variables(nobody), expected=1)
@@ -108,7 +109,8 @@ def test_one_with_no_rights_is_told_the_sql_to_run(database):
     assert 1 == len(talk.strip().splitlines())
     statement = re.search(r"run: (CREATE SCHEMA .*;)", talk)[1]
     run_sql(database, statement)
-    alembic("upgrade", "head", env=variables(nobody))
+    use(monkeypatch, nobody)
+    migrations.upgrade()
     assert HEAD == version(database)
 
 
@@ -185,10 +187,10 @@ def test_a_hostile_schema_name_is_one_sentence_on_the_command_line(database):
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
-def test_both_url_schemes_work(database, scheme):
+def test_both_url_schemes_work(database, scheme, monkeypatch):
     """Providers hand out either; both mean psycopg2."""
-    url = database.set(drivername=scheme).render_as_string(hide_password=False)
-    alembic("upgrade", "head", env={**variables(database), "DATABASE_URL": url})
+    use(monkeypatch, database.set(drivername=scheme))
+    migrations.upgrade()
     assert HEAD == version(database)
 
 
@@ -330,7 +332,7 @@ def test_public_stays_byte_for_byte(database, monkeypatch, programs):
     before = dump(programs, database, "--schema=public")
     use(monkeypatch, database)
     migrations.upgrade()
-    alembic("check", env=variables(database))
+    command.check(migrations.configuration())
     mark(database, "test")
     migrations.downgrade("base")
     migrations.upgrade()
@@ -340,7 +342,7 @@ def test_public_stays_byte_for_byte(database, monkeypatch, programs):
 # --- killed, repeated, taken back --------------------------------------------------------------------------------
 
 
-def test_a_killed_upgrade_leaves_nothing_half_applied(database, programs):
+def test_a_killed_upgrade_leaves_nothing_half_applied(database, programs, monkeypatch):
     """SIGKILL at several moments of an upgrade; then it completes, equal to one that was never disturbed."""
     kills = int(os.environ.get("HELIOS_KILLS", "4"))
     env = variables(database, DATABASE_ROLE_PREFIX="killed")
@@ -353,10 +355,11 @@ def test_a_killed_upgrade_leaves_nothing_half_applied(database, programs):
         assert (version(database) is None) == (ask(database, TABLES, schema=SCHEMA) == 0)
         if version(database):
             run_sql(database, f"DROP SCHEMA {SCHEMA} CASCADE")
-    alembic("upgrade", "head", env=env)
+    use(monkeypatch, database, DATABASE_ROLE_PREFIX="killed")
+    migrations.upgrade()
     killed = dump(programs, database)
     run_sql(database, f"DROP SCHEMA {SCHEMA} CASCADE")
-    alembic("upgrade", "head", env=env)
+    migrations.upgrade()
     assert killed == dump(programs, database)
 
 
@@ -380,15 +383,13 @@ def test_down_to_base_and_up_again(database, monkeypatch, programs):
 
 
 @pytest.mark.parametrize("name", [None, "production"])
-def test_a_downgrade_is_refused_in_production(database, monkeypatch, name):
+def test_a_downgrade_is_refused_in_production(upgraded, name):
     """Where the marker says production, or nothing, no table is dropped."""
-    use(monkeypatch, database)
-    migrations.upgrade()
     if name:
-        mark(database, name)
+        mark(upgraded, name)
     with pytest.raises(EnvironmentRefusedError, match="downgrade"):
         migrations.downgrade("base")
-    assert HEAD == version(database)
+    assert HEAD == version(upgraded)
 
 
 CATALOG = """
@@ -416,11 +417,11 @@ def test_a_second_upgrade_rewrites_no_catalog_row(database, monkeypatch):
     assert before == rows(database, CATALOG)
 
 
-@pytest.mark.parametrize("command", ["current", "history", "heads"])
-def test_a_reading_command_creates_nothing(database, command):
+@pytest.mark.parametrize("reading", ["current", "history", "heads"])
+def test_a_reading_command_creates_nothing(database, reading):
     """No schema, no table, no role comes of looking."""
     before = rows(database, CATALOG)
-    alembic(command, env=variables(database))
+    alembic(reading, env=variables(database))
     assert before == rows(database, CATALOG)
 
 
@@ -442,7 +443,7 @@ def test_models_and_migrations_agree_also_beside_new_partitions(database, monkey
         run_sql(writer, "SET lock_timeout = '1s'", f"SELECT {SCHEMA}.make_kline_partition('1m', 2033)")
         reading.rollback()
         writing.rollback()
-    alembic("check", env=variables(database))
+    command.check(migrations.configuration())
     assert [] == missing(database)
 
 

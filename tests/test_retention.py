@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import make_klines
 import pytest
@@ -516,19 +515,21 @@ def test_late_news_of_an_order_without_history_counts_from_one(traded):
 # --- the commands --------------------------------------------------------------------------------------------------
 
 
-def test_the_command_plans_asks_and_drops(traded, tmp_path: Path):
+def test_the_command_plans_asks_and_drops(traded, helios, monkeypatch):
     """The plan alone changes nothing; without a terminal --yes is required; then just this is gone."""
-    env = variables(traded, **OPTIONS)
-    said, talk = finish(start("helios.cli", "klines", "retain", f"{MINUTES}, 1d forever", "--json", env=env))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    status, said, talk = helios("klines", "retain", f"{MINUTES}, 1d forever", "--json")
+    assert 0 == status
     shown = {each["what"]: each for each in json.loads(said)}
     assert ("drop", 1000) == (shown["klines_1m_2022"]["plan"], shown["klines_1m_2022"]["rows"])
     assert "keep" == shown["klines_1d_2024"]["plan"]
     assert "about 1,000 rows go" in talk
-    _, talk = finish(start("helios.cli", "klines", "retain", MINUTES, "--apply", env=env), expected=2)
+    status, _, talk = helios("klines", "retain", MINUTES, "--apply")
+    assert 2 == status
     assert "say --yes" in talk.splitlines()[-1]
     assert (2022, 1000) == rows(traded, KLINES)[0]
-    command = ("helios.cli", "retain", f"{MINUTES}, quality 2y, history 1y", "--apply", "--yes", "--json")
-    said, _ = finish(start(*command, env=env))
+    status, said, _ = helios("retain", f"{MINUTES}, quality 2y, history 1y", "--apply", "--yes", "--json")
+    assert 0 == status
     assert 1000 == {each["removed"]: each["rows"] for each in json.loads(said)}["klines_1m_2022"]
     assert {"klines_1m_2022", "quality", "history"} <= {each["removed"] for each in json.loads(said)}
     assert 2022 not in [row[0] for row in rows(traded, KLINES)]
