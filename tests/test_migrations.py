@@ -23,6 +23,7 @@ from installation import (
     use,
     variables,
 )
+from server_user import until
 from sqlalchemy import URL, text
 from sqlalchemy.exc import ProgrammingError
 
@@ -34,6 +35,7 @@ from helios.settings import Settings
 SCHEMA = "helios_trading"
 PUBLIC = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
 TYPES_IN_PUBLIC = "SELECT count(*) FROM pg_type WHERE typnamespace = 'public'::regnamespace"
+CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname = :schema"
 
 
@@ -348,7 +350,8 @@ def test_a_killed_upgrade_leaves_nothing_half_applied(database, programs, monkey
     env = variables(database, DATABASE_ROLE_PREFIX="killed")
     for each in range(kills):
         process = start("alembic", "upgrade", "head", env=env)
-        time.sleep(0.55 + 0.9 * each / kills)  # from the connection to the grants
+        until(lambda: ask(database, CONNECTED) > 0)
+        time.sleep(0.9 * each / kills)  # from the connection to the grants
         process.kill()
         process.communicate()
         assert version(database) in (None, *(each.revision for each in REVISIONS))
