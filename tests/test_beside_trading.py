@@ -70,11 +70,9 @@ def revise(tmp_path: Path, upgraded: URL) -> Callable[[dict[str, str]], Alembic]
         )
         ini = tmp_path / "alembic.ini"
         ini.write_text(lines.replace("[alembic]", "[alembic]\npath_separator = os"))
-        return lambda *arguments, **more: start(
-            "alembic", "-c", str(ini), *arguments, env=variables(upgraded, **settings, **more)
-        )
+        env = variables(upgraded, DATABASE_ROLE_PREFIX=COPIED)
+        return lambda *arguments, **more: start("alembic", "-c", str(ini), *arguments, env=env | more)
 
-    settings = {"DATABASE_ROLE_PREFIX": COPIED}
     return add
 
 
@@ -123,6 +121,7 @@ def test_a_writer_never_stalls_longer_than_the_lock_timeout(upgraded, revise):
         reader.execute(text(f"SELECT count(*) FROM {SCHEMA}.orders"))
         upgrade = run("upgrade", "head", DATABASE_LOCK_TIMEOUT="0.5")
         tries = [next(line for line in upgrade.stderr if "a table is in use, trying again" in line) for _ in range(3)]
+        assert upgrade.poll() is None
         reader.rollback()
         finish(upgrade)
     assert 3 == len(tries)
