@@ -1,5 +1,5 @@
 # make demo    a fresh clone to klines in a schema of their own
-# make test    a fresh clone to a green suite
+# make test    a fresh clone to a green suite (WORKERS=... processes, each with servers of its own; TESTS=... for pytest)
 # make check   types, lint, layers
 # make bench   loading and queries beside their peers: tables, and JSON in bench.json (FILES=... for files of your own)
 # make chaos   the long runs: servers, migrations and loads killed again and again
@@ -11,6 +11,7 @@ FILES ?=
 KILLS ?= 50
 LOADS ?= 200
 BENCH ?= --json bench.json
+WORKERS ?= 2
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$each" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$each" && break; done)
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
@@ -21,7 +22,7 @@ demo: .venv/installed
 	@.venv/bin/python scripts/demo.py $(FILES)
 
 test: .venv/developing
-	@.venv/bin/python -m pytest $(TESTS)
+	@.venv/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: .venv/developing
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

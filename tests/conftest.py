@@ -1,18 +1,28 @@
 """Fixtures by subject: real servers for the whole run, and a fresh database for each test that asks."""
 
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from installation import COPIED, Run, made, upgrade, use
+from own_servers import end, postgres
 from server_user import until, working_in
-from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
+from tables import PARENTS, insert
 
-from helios import schema, servers
+from helios import cli, servers
 from helios.settings import Settings
+
+# A pytest that a test starts is no worker of this run, and must not take itself for one.
+for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +51,25 @@ def own_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def ended_home() -> Iterator[Path]:
+    """A HELIOS_HOME whose PostgreSQL has ended, for copies: making a cluster takes far longer than starting one."""
+    folder = Path(tempfile.mkdtemp(prefix="ht-")).resolve()
+    folder.chmod(0o755)
+    server = postgres(folder)
+    server.acquire()
+    end(server)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def used_home(own_home: Path, ended_home: Path) -> Path:
+    """A HELIOS_HOME for one test, in which a PostgreSQL has served before."""
+    subprocess.run(["/bin/cp", "-a", ended_home, own_home], check=True)
+    return own_home
+
+
+@pytest.fixture(scope="session")
 def cluster(home: Path) -> Iterator[URL]:
     """A PostgreSQL of this run's own; yields the superuser's URL of its database `postgres`."""
     binaries = Settings.from_environment().helios_postgres_bin
@@ -62,13 +91,32 @@ def valkey(home: Path) -> Iterator[URL]:
 @pytest.fixture
 def database(cluster: URL) -> Iterator[URL]:
     """A fresh, empty database; yields the superuser's URL of it."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    admin = create_engine(cluster, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
-    yield cluster.set(database=name)
-    with admin.connect() as connection:
-        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+    with made(cluster) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def template(cluster: URL) -> Iterator[str]:
+    """The name of an upgraded database, for copies that share its roles: the revisions run once for all of them."""
+    with made(cluster) as url:
+        upgrade(url, DATABASE_ROLE_PREFIX=COPIED)
+        yield str(url.database)
+
+
+@pytest.fixture
+def upgraded(cluster: URL, template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[URL]:
+    """A database of a test's own as an upgrade leaves it, and the settings for it; yields the superuser's URL of it."""
+    with made(cluster, template) as url:
+        use(monkeypatch, url, DATABASE_ROLE_PREFIX=COPIED)
+        yield url
+
+
+@pytest.fixture(scope="session")
+def roleless(cluster: URL) -> Iterator[str]:
+    """The name of a database with all tables, made without roles, for copies that belong to the superuser."""
+    with made(cluster) as url:
+        upgrade(url, DATABASE_ROLE_PREFIX="off")
+        yield str(url.database)
 
 
 @pytest.fixture(scope="session")
@@ -80,18 +128,9 @@ def programs() -> Path:
 @pytest.fixture(scope="session")
 def migrated(cluster: URL) -> Iterator[URL]:
     """One database with all tables for tests that keep to a symbol of their own; yields the superuser's URL."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    admin = create_engine(cluster, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
-    url = cluster.set(database=name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
-        patch.delenv("DATABASE_MIGRATION_URL", raising=False)
-        schema.upgrade()
-    yield url
-    with admin.connect() as connection:
-        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+    with made(cluster) as url:
+        upgrade(url)
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -115,3 +154,41 @@ def writer(migrated: URL, owner: Engine) -> Iterator[Engine]:
 def symbol() -> str:
     """A symbol that no other test uses."""
     return f"T{uuid.uuid4().hex[:8].upper()}USDT"
+
+
+@pytest.fixture(scope="session")
+def engine(cluster: URL, roleless: str) -> Iterator[Engine]:
+    """An engine in one database with all tables and the rows of PARENTS, for tests that leave it as it was."""
+    with made(cluster, roleless) as url:
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            for table, values in PARENTS.items():
+                insert(connection, table, values)
+        yield engine
+        engine.dispose()
+
+
+@pytest.fixture
+def connection(engine: Engine) -> Iterator[Connection]:
+    """A transaction in that database, which is rolled back after the test."""
+    with engine.connect() as connection:
+        connection.begin()
+        yield connection
+
+
+@pytest.fixture
+def helios(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """Run the command in this process, from an empty folder; gives exit status, stdout and stderr."""
+    folder = tmp_path_factory.mktemp("work")
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["helios", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return int(end.value.code or 0), said.out, said.err
+
+    return run

@@ -4,18 +4,45 @@ import os
 import re
 import subprocess
 import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Engine, NullPool, create_engine, text
 
+from helios.schema import migrations
+
 ROOT = Path(__file__).parent.parent
+REVISIONS = list(ScriptDirectory.from_config(migrations.configuration()).walk_revisions())[::-1]  # the first is first
+HEAD = REVISIONS[-1].revision
+Run = Callable[..., tuple[int, str, str]]  # a command in this process: exit status, stdout, stderr
+COPIED = "copied"  # the prefix of the roles of databases that are copies
 
 
 def engine_of(url: URL) -> Engine:
     """An engine without a pool, so that nothing stays connected."""
     return create_engine(url, poolclass=NullPool)
+
+
+def admin(cluster: URL, statement: str) -> None:
+    """Run what runs in no transaction."""
+    with engine_of(cluster).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(statement)
+
+
+@contextmanager
+def made(cluster: URL, template: str = "template1") -> Iterator[URL]:
+    """Make a database, a copy of its template; it is dropped at the end."""
+    url = cluster.set(database=f"t_{uuid.uuid4().hex[:12]}")
+    admin(cluster, f"CREATE DATABASE {url.database} TEMPLATE {template}")
+    try:
+        yield url
+    finally:
+        admin(cluster, f"DROP DATABASE {url.database} WITH (FORCE)")
 
 
 def run_sql(url: URL, *statements: str) -> None:
@@ -57,6 +84,13 @@ def use(monkeypatch: pytest.MonkeyPatch, url: URL, schema: str = "helios_trading
         monkeypatch.delenv(name, raising=False)
     for name, value in variables(url, schema, **more).items():
         monkeypatch.setenv(name, value)
+
+
+def upgrade(url: URL, schema: str = "helios_trading", **more: str) -> None:
+    """Upgrade a database in this process, and leave the environment as it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch, url, schema, **more)
+        migrations.upgrade()
 
 
 def start(*arguments: str, env: dict[str, str], cwd: Path = ROOT) -> "subprocess.Popen[str]":

@@ -1,22 +1,15 @@
 """Helios's tables in a database of their own, a good row for each, and what PostgreSQL says of them."""
 
-import importlib.util
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
 
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy import URL, Connection, Engine, create_engine, text
-from sqlalchemy.pool import NullPool
+from installation import REVISIONS
+from sqlalchemy import Connection, Engine, text
 
 from helios.models import metadata
 
 SCHEMA = str(metadata.schema)
-REVISIONS = Path(__file__).parent.parent / "migrations" / "versions"
 
 SESSION = "01900000-0000-7000-8000-00000000000a"
 GRID = "01900000-0000-7000-8000-00000000000b"
@@ -187,17 +180,6 @@ GOOD: dict[str, dict[str, str]] = {
 }
 
 
-def revision(name: str) -> ModuleType:
-    """Load the revision whose file begins with `name`."""
-    (file,) = REVISIONS.glob(f"{name}_*.py")
-    spec = importlib.util.spec_from_file_location(f"revision_{name}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def wait_until_blocked(engine: Engine, name: str) -> None:
     """Return when the connection of that name waits for a lock; fail if it does not within ten seconds."""
     blocked = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = :name AND wait_event_type = 'Lock'")
@@ -213,32 +195,11 @@ def look_into(connection: Connection, schema: str) -> None:
 
 
 def run(connection: Connection, schema: str, step: str) -> None:
-    """Run `upgrade` or `downgrade` of the revisions in a schema, as migrations do: the one place to swap them in."""
+    """Run `upgrade` or `downgrade` of the revisions in a schema, as migrations do."""
     look_into(connection, schema)
     with Operations.context(MigrationContext.configure(connection)):
-        getattr(revision("0001"), step)()
-
-
-@contextmanager
-def migrated(cluster: URL) -> Iterator[Engine]:
-    """Make a database with Helios's tables and their parent rows; it is dropped at the end."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    admin = create_engine(cluster, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
-    engine = create_engine(cluster.set(database=name))
-    try:
-        with engine.begin() as connection:
-            connection.execute(text(f'CREATE SCHEMA "{SCHEMA}"'))
-            run(connection, SCHEMA, "upgrade")
-        with engine.begin() as connection:
-            for table, values in PARENTS.items():
-                insert(connection, table, values)
-        yield engine
-    finally:
-        engine.dispose()
-        with admin.connect() as connection:
-            connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+        for each in REVISIONS if step == "upgrade" else reversed(REVISIONS):
+            getattr(each.module, step)()
 
 
 def insert(connection: Connection, table: str, values: dict[str, str | None]) -> None:

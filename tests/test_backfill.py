@@ -11,10 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import make_klines
 import pytest
+from server_user import alive, until
 from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
@@ -308,7 +310,7 @@ def test_a_reading_that_writes_nothing_ends_with_its_loader(writer, symbol, tmp_
     process.wait()
     process.stdout.close()
     assert process.returncode
-    wait_gone(reader)
+    until(partial(gone, reader), 10)
 
 
 @both_tiers
@@ -359,7 +361,7 @@ def test_killed_loads_leave_nothing(writer, owner, held, symbol, tmp_path) -> No
         process.wait()
         process.stdout.close()
         for reader in readers:
-            wait_gone(reader)
+            until(partial(gone, reader), 10)
         wait_idle(owner, writer.url.username)
         assert [] == held(symbol)
     report = load(writer, recognise(made.path))
@@ -382,11 +384,9 @@ def test_a_killed_reader_fails_the_load(writer, held, symbol, tmp_path) -> None:
     assert [] == held(symbol)
 
 
-def wait_gone(process: int) -> None:
-    """Wait until a process is gone, or fail."""
-    deadline = datetime.now(UTC) + timedelta(seconds=10)
-    while Path(f"/proc/{process}").exists() and "Z" not in Path(f"/proc/{process}/stat").read_text().split()[2]:
-        assert datetime.now(UTC) < deadline, f"process {process} is still there"
+def gone(process: int) -> bool:
+    """Tell whether a process has ended."""
+    return not alive(process)
 
 
 def wait_idle(owner: Engine, login: str | None) -> None:

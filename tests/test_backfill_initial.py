@@ -12,11 +12,11 @@ from pathlib import Path
 import make_klines
 import pyarrow as pa
 import pytest
+from installation import COPIED
 from pyarrow import csv, parquet
 from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from helios import schema
 from helios.backfill import Mode, Options, Outcome, Tier, load, load_many, recognise
 from helios.errors import InputError, RightsError
 
@@ -25,12 +25,9 @@ NAMES = make_klines.HEADER.split(",")
 
 
 @pytest.fixture
-def fresh(database: URL, monkeypatch: pytest.MonkeyPatch) -> Engine:
+def fresh(upgraded: URL) -> Engine:
     """An engine of a superuser in a database of its own, where every partition is empty."""
-    monkeypatch.setenv("DATABASE_URL", database.render_as_string(hide_password=False))
-    monkeypatch.delenv("DATABASE_MIGRATION_URL", raising=False)
-    schema.upgrade()
-    return create_engine(database, poolclass=NullPool)
+    return create_engine(upgraded, poolclass=NullPool)
 
 
 def ask(engine: Engine, statement: str, **binds: object) -> list[tuple[object, ...]]:
@@ -141,8 +138,7 @@ def member(fresh: Engine) -> Iterator[Engine]:
     """A login that is a member of the owner role, and nothing more."""
     login = f"login_{uuid.uuid4().hex[:12]}"
     with fresh.begin() as connection:
-        role = f"{fresh.url.database}_helios_trading_owner"
-        connection.execute(text(f'CREATE ROLE {login} LOGIN IN ROLE "{role}"'))
+        connection.execute(text(f"CREATE ROLE {login} LOGIN IN ROLE {COPIED}_owner"))
     yield create_engine(fresh.url.set(username=login), poolclass=NullPool)
     with fresh.begin() as connection:
         connection.execute(text(f"DROP ROLE {login}"))

@@ -3,22 +3,16 @@
 import os
 import time
 
-import pytest
 from chaos_backfill import chaos
 from sqlalchemy import URL
-
-from helios import schema
 
 KILLS = int(os.environ.get("HELIOS_KILLS", "4"))
 
 
-def test_kills_leave_no_trace(database: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kills_leave_no_trace(upgraded: URL) -> None:
     """A load killed at any moment, whatever its tier and mode, leaves nothing half, and the next ends as if alone."""
-    monkeypatch.setenv("DATABASE_URL", database.render_as_string(hide_password=False))
-    monkeypatch.delenv("DATABASE_MIGRATION_URL", raising=False)
-    schema.upgrade()
     seed = time.time_ns() % 10**6
-    tally = chaos(database, KILLS, seed)
+    tally = chaos(upgraded, KILLS, seed)
     assert {"half": 0, "different": 0, "tables left": 0} == {
         name: tally[name] for name in ("half", "different", "tables left")
     }, f"seed {seed}: {dict(tally)}"

@@ -15,7 +15,6 @@ from pyarrow import csv, parquet
 from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from helios import schema
 from helios.backfill import Report, load, recognise, report, source
 from helios.backfill.loading import Load
 from helios.backfill.tiers import Tier
@@ -143,12 +142,9 @@ def test_a_file_that_changes_while_it_is_read(
 
 
 @pytest.fixture
-def fresh(database: URL, monkeypatch: pytest.MonkeyPatch) -> Engine:
+def fresh(upgraded: URL) -> Engine:
     """An engine of a superuser in a database of its own, where every partition is empty."""
-    monkeypatch.setenv("DATABASE_URL", database.render_as_string(hide_password=False))
-    monkeypatch.delenv("DATABASE_MIGRATION_URL", raising=False)
-    schema.upgrade()
-    return create_engine(database, poolclass=NullPool)
+    return create_engine(upgraded, poolclass=NullPool)
 
 
 @both_tiers

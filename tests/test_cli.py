@@ -4,49 +4,28 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import make_klines
 import pytest
-from installation import ROOT, login, run_sql, start, use, variables
+from installation import COPIED, ROOT, Run, login, made, run_sql, start, upgrade, use, variables
 from sqlalchemy import URL
 
 from helios import cli, db
 from helios.cli import doctor
 from helios.cli.output import readable
-from helios.schema import migrations
 from helios.settings import Settings
 
-Run = Callable[..., tuple[int, str, str]]
 MONTH = make_klines.datetime(2025, 1, 1, tzinfo=make_klines.UTC)
 
 
 @pytest.fixture
-def helios(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
-) -> Run:
-    """Run the command in this process, from an empty folder; gives exit status, stdout and stderr."""
-    folder = tmp_path_factory.mktemp("work")
-    monkeypatch.chdir(folder)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["helios", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return int(end.value.code or 0), said.out, said.err
-
-    return run
-
-
-@pytest.fixture
-def installed(database: URL, monkeypatch: pytest.MonkeyPatch) -> URL:
-    """A migrated database, marked as what this process believes to be."""
-    use(monkeypatch, database, HELIOS_ENVIRONMENT="development")
-    migrations.upgrade()
-    return database
+def installed(upgraded: URL, monkeypatch: pytest.MonkeyPatch) -> URL:
+    """An upgraded database, and what this process believes it to be."""
+    monkeypatch.setenv("HELIOS_ENVIRONMENT", "development")
+    return upgraded
 
 
 @pytest.fixture
@@ -257,7 +236,7 @@ def test_printed_sql_goes_to_stdout(helios, database, monkeypatch):
 def test_grants_are_complete_after_an_upgrade(helios, installed):
     """Nothing is missing, and where something is, it is named with whether this login may add it."""
     assert "[]" == helios("grants", "--json")[1].strip()
-    run_sql(installed, f'REVOKE SELECT ON helios_trading.orders FROM "{installed.database}_helios_trading_reader"')
+    run_sql(installed, f'REVOKE SELECT ON helios_trading.orders FROM "{COPIED}_reader"')
     [row] = json.loads(helios("grants", "--json")[1])
     assert ("GRANT SELECT ON TABLE helios_trading.orders" in row["missing"], True) == (True, row["this_login_may"])
     assert helios("grants", "--sql")[1].strip().endswith(";")
@@ -267,11 +246,14 @@ def test_grants_are_complete_after_an_upgrade(helios, installed):
 
 
 @pytest.fixture
-def healthy(installed: URL, valkey: URL, monkeypatch: pytest.MonkeyPatch, helios: Run) -> URL:
-    """An installation that lacks nothing."""
-    monkeypatch.setenv("REDIS_URL", valkey.render_as_string(hide_password=False))
-    helios("environment", "set", "development")
-    return installed
+def healthy(cluster: URL, roleless: str, valkey: URL, monkeypatch: pytest.MonkeyPatch, helios: Run) -> Iterator[URL]:
+    """An installation that lacks nothing, and shares no role with another database."""
+    with made(cluster, roleless) as url:
+        redis = valkey.render_as_string(hide_password=False)
+        use(monkeypatch, url, HELIOS_ENVIRONMENT="development", REDIS_URL=redis)
+        upgrade(url)
+        helios("environment", "set", "development")
+        yield url
 
 
 def test_a_healthy_installation_is_told_so(helios, healthy):
@@ -360,9 +342,9 @@ def test_an_evicting_redis_is_named(helios, healthy, monkeypatch):
 # --- servers -------------------------------------------------------------------------------------------------------
 
 
-def test_up_status_and_down(helios, own_home, monkeypatch):
+def test_up_status_and_down(helios, used_home, monkeypatch):
     """Servers that were brought up stay until `down`, and status tells what is there."""
-    monkeypatch.setenv("HELIOS_HOME", str(own_home))
+    monkeypatch.setenv("HELIOS_HOME", str(used_home))
     status, said, _ = helios("up", "--json")
     assert 0 == status
     assert {True} == {each["running"] and each["kept_up"] for each in json.loads(said)}

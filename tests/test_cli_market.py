@@ -13,7 +13,6 @@ import pytest
 from installation import run_sql, use, variables
 from matplotlib import colors, image
 
-from helios import cli
 from helios.cli import charts
 from helios.models import Interval, Market
 from helios.queries import Coverage
@@ -21,20 +20,6 @@ from helios.queries import Coverage
 START = datetime(2025, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 MONTH = datetime(2024, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def helios(monkeypatch, capsys):
-    """Run the command in this process; gives exit status, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["helios", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return int(end.value.code or 0), said.out, said.err
-
-    return run
 
 
 @pytest.fixture

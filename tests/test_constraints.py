@@ -1,14 +1,10 @@
 """The constraints of the tables: each refuses what it should, and the error names it."""
 
-from collections.abc import Iterator
-
 import pytest
 from sqlalchemy import (
-    URL,
     CheckConstraint,
     Connection,
     Constraint,
-    Engine,
     ForeignKeyConstraint,
     PrimaryKeyConstraint,
     UniqueConstraint,
@@ -16,26 +12,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
-from tables import DAY, GOOD, NEXT_DAY, NOBODY, insert, migrated
+from tables import DAY, GOOD, NEXT_DAY, NOBODY, insert
 
 from helios.models import metadata
 from helios.models.base import Choice, Exact
 
 TABLES = {table.name: table for table in metadata.sorted_tables}
-
-
-@pytest.fixture(scope="module")
-def engine(cluster: URL) -> Iterator[Engine]:
-    with migrated(cluster) as engine:
-        yield engine
-
-
-@pytest.fixture
-def connection(engine: Engine) -> Iterator[Connection]:
-    """A transaction that is rolled back after the test."""
-    with engine.connect() as connection:
-        connection.begin()
-        yield connection
 
 
 def name_of(constraint: Constraint) -> str:

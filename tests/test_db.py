@@ -14,15 +14,12 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from helios import db
 from helios.errors import HeliosError, RightsError, SchemaError, SettingError, UnreachableError
 from helios.models import Account, Instrument, Market, Ticker
-from helios.schema import migrations
 from helios.settings import Settings
 
 
 @pytest.fixture
-def settings(database: URL, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(upgraded: URL) -> Settings:
     """The settings of a migrated database."""
-    use(monkeypatch, database)
-    migrations.upgrade()
     return Settings.from_environment()
 
 
@@ -162,10 +159,9 @@ def test_tables_that_are_not_there_are_one_sentence(database, monkeypatch):
         connection.execute(select(Account.id))
 
 
-@pytest.mark.usefixtures("settings")
-def test_a_missing_right_is_one_sentence(database, monkeypatch):
+def test_a_missing_right_is_one_sentence(upgraded, monkeypatch):
     """A login that is in no role is told so."""
-    outsider = login(database, "outsider")
+    outsider = login(upgraded, "outsider")
     use(monkeypatch, outsider)
     with pytest.raises(RightsError, match="permission denied"), db.connect(db.create_engine()) as connection:
         connection.execute(select(Account.id))

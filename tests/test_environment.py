@@ -1,7 +1,7 @@
 """The environment marker: what a database is for, and whom it believes."""
 
 import pytest
-from installation import ask, dump, engine_of, finish, login, psql, run_sql, start, use, variables
+from installation import ask, dump, engine_of, login, psql, run_sql, use
 from sqlalchemy import URL
 
 from helios.errors import EnvironmentRefusedError, RightsError, SchemaError
@@ -111,16 +111,18 @@ def test_only_the_owner_marks(installed):
     assert "production" == read(bot).environment
 
 
-def test_the_command_shows_and_sets(database):
+@pytest.mark.usefixtures("upgraded")
+def test_the_command_shows_and_sets(helios):
     """`helios environment` tells what the database is; `set` marks it; an unknown name is refused."""
-    env = variables(database)
-    finish(start("alembic", "upgrade", "head", env=env))
-    said, _ = finish(start("helios.cli", "environment", env=env))
+    status, said, _ = helios("environment")
+    assert 0 == status
     assert "it is not marked, which counts as production" in said
-    finish(start("helios.cli", "environment", "set", "test", env=env))
-    said, _ = finish(start("helios.cli", "environment", "--json", env=env))
+    assert 0 == helios("environment", "set", "test")[0]
+    status, said, _ = helios("environment", "--json")
+    assert 0 == status
     assert '"environment": "test"' in said
-    _, talk = finish(start("helios.cli", "environment", "set", "staging", env=env), expected=2)
+    status, _, talk = helios("environment", "set", "staging")
+    assert 2 == status
     assert "'staging'" in talk
 
 

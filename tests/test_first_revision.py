@@ -1,8 +1,9 @@
-"""The first revision: makes what the models say, whole and in any schema, and takes all of it away again."""
+"""The revisions: they make what the models say, whole and in any schema, and take all of it away again."""
 
 import ast
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from alembic.autogenerate import compare_metadata, render_python_code
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.operations.ops import CreateTableOp, UpgradeOps
+from installation import REVISIONS
 from sqlalchemy import BLANK_SCHEMA, URL, Connection, Engine, MetaData, create_engine, text
 from sqlalchemy.dialects import postgresql
-from tables import REVISIONS, SCHEMA, catalog, look_into, revision, run
+from tables import SCHEMA, catalog, look_into, run
 
 from helios.models import metadata
 
@@ -31,6 +33,13 @@ def connection(database: URL) -> Iterator[Connection]:
         connection.execute(text("CREATE SCHEMA other"))
         yield connection
     engine.dispose()
+
+
+@pytest.fixture
+def upgraded_tables(engine: Engine) -> Iterator[Connection]:
+    """A transaction in a database with all tables."""
+    with engine.connect() as connection:
+        yield connection
 
 
 def plain() -> MetaData:
@@ -56,10 +65,9 @@ def differences(connection: Connection, target: MetaData) -> list[Any]:
     return list(compare_metadata(context, target))
 
 
-def test_models_and_tables_agree(connection: Connection) -> None:
+def test_models_and_tables_agree(upgraded_tables: Connection) -> None:
     """Alembic finds nothing to change, comments and server defaults included."""
-    run(connection, SCHEMA, "upgrade")
-    assert [] == differences(connection, plain())
+    assert [] == differences(upgraded_tables, plain())
 
 
 def other_comment(target: MetaData) -> None:
@@ -79,12 +87,11 @@ def other_nullability(target: MetaData) -> None:
 
 
 @pytest.mark.parametrize("change", [other_comment, other_table_comment, other_default, other_nullability])
-def test_a_disagreement_is_found(connection: Connection, change: Callable[[MetaData], None]) -> None:
+def test_a_disagreement_is_found(upgraded_tables: Connection, change: Callable[[MetaData], None]) -> None:
     """The comparison above can fail: each small change of the models shows, and nothing else."""
-    run(connection, SCHEMA, "upgrade")
     target = plain()
     change(target)
-    assert 1 == len(differences(connection, target))
+    assert 1 == len(differences(upgraded_tables, target))
 
 
 def test_a_revision_that_alembic_writes_forgets_no_check() -> None:
@@ -165,7 +172,8 @@ def offline(step: str) -> str:
         dialect=postgresql.dialect(paramstyle="named"), opts={"as_sql": True, "output_buffer": out}
     )
     with Operations.context(context):
-        getattr(revision("0001"), step)()
+        for each in REVISIONS if step == "upgrade" else reversed(REVISIONS):
+            getattr(each.module, step)()
     return out.getvalue()
 
 
@@ -185,7 +193,7 @@ def execute(connection: Connection, script: str) -> None:
         cursor.execute(script)
 
 
-@pytest.mark.parametrize("file", sorted(REVISIONS.glob("*.py")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [Path(each.path) for each in REVISIONS], ids=lambda file: file.name)
 def test_a_revision_stands_on_alembic_and_sqlalchemy_alone(file: Any) -> None:
     """It must still run when the models have moved on; and it names no schema."""
     source = file.read_text()

@@ -5,28 +5,14 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import URL, Connection, Engine, select, text
+from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
-from tables import GOOD, SCHEMA, insert, migrated, wait_until_blocked
+from tables import GOOD, SCHEMA, insert, wait_until_blocked
 
 from helios.models import Interval, Kline
 
 KLINES = f'"{SCHEMA}".klines'
 SECONDS = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def engine(cluster: URL) -> Iterator[Engine]:
-    with migrated(cluster) as engine:
-        yield engine
-
-
-@pytest.fixture
-def connection(engine: Engine) -> Iterator[Connection]:
-    """A transaction that is rolled back after the test."""
-    with engine.connect() as connection:
-        connection.begin()
-        yield connection
 
 
 @pytest.fixture

@@ -6,7 +6,10 @@ import re
 import time
 
 import pytest
+from alembic import command
 from installation import (
+    HEAD,
+    REVISIONS,
     alembic,
     ask,
     dump,
@@ -20,6 +23,7 @@ from installation import (
     use,
     variables,
 )
+from server_user import until
 from sqlalchemy import URL, text
 from sqlalchemy.exc import ProgrammingError
 
@@ -31,8 +35,8 @@ from helios.settings import Settings
 SCHEMA = "helios_trading"
 PUBLIC = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
 TYPES_IN_PUBLIC = "SELECT count(*) FROM pg_type WHERE typnamespace = 'public'::regnamespace"
+CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname = :schema"
-HEAD = "0001"
 
 
 def mark(url: URL, name: str, schema: str = SCHEMA) -> None:
@@ -99,7 +103,7 @@ def test_one_who_was_only_granted_usage_and_create_migrates(database, monkeypatc
     assert HEAD == version(guest)
 
 
-def test_one_with_no_rights_is_told_the_sql_to_run(database):
+def test_one_with_no_rights_is_told_the_sql_to_run(database, monkeypatch):
     """One sentence on stderr that holds the SQL, exit status 1, no traceback; the SQL helps."""
     nobody = login(database, "nobody")
     said, talk = alembic("upgrade", "head", env=variables(nobody), expected=1)
@@ -107,7 +111,8 @@ def test_one_with_no_rights_is_told_the_sql_to_run(database):
     assert 1 == len(talk.strip().splitlines())
     statement = re.search(r"run: (CREATE SCHEMA .*;)", talk)[1]
     run_sql(database, statement)
-    alembic("upgrade", "head", env=variables(nobody))
+    use(monkeypatch, nobody)
+    migrations.upgrade()
     assert HEAD == version(database)
 
 
@@ -184,10 +189,10 @@ def test_a_hostile_schema_name_is_one_sentence_on_the_command_line(database):
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
-def test_both_url_schemes_work(database, scheme):
+def test_both_url_schemes_work(database, scheme, monkeypatch):
     """Providers hand out either; both mean psycopg2."""
-    url = database.set(drivername=scheme).render_as_string(hide_password=False)
-    alembic("upgrade", "head", env={**variables(database), "DATABASE_URL": url})
+    use(monkeypatch, database.set(drivername=scheme))
+    migrations.upgrade()
     assert HEAD == version(database)
 
 
@@ -288,7 +293,7 @@ def test_two_upgrades_at_once_make_one_schema(database):
     """The second waits for the first, then finds nothing to do."""
     running = [start("alembic", "upgrade", "head", env=variables(database)) for _ in range(2)]
     talk = "".join(finish(each)[1] for each in running)
-    assert 1 == talk.count("applied revision 0001")
+    assert [each.revision for each in REVISIONS] == re.findall(r"applied revision (\w+)", talk)
     assert [] == missing(database)
 
 
@@ -329,7 +334,7 @@ def test_public_stays_byte_for_byte(database, monkeypatch, programs):
     before = dump(programs, database, "--schema=public")
     use(monkeypatch, database)
     migrations.upgrade()
-    alembic("check", env=variables(database))
+    command.check(migrations.configuration())
     mark(database, "test")
     migrations.downgrade("base")
     migrations.upgrade()
@@ -339,23 +344,25 @@ def test_public_stays_byte_for_byte(database, monkeypatch, programs):
 # --- killed, repeated, taken back --------------------------------------------------------------------------------
 
 
-def test_a_killed_upgrade_leaves_nothing_half_applied(database, programs):
+def test_a_killed_upgrade_leaves_nothing_half_applied(database, programs, monkeypatch):
     """SIGKILL at several moments of an upgrade; then it completes, equal to one that was never disturbed."""
     kills = int(os.environ.get("HELIOS_KILLS", "4"))
     env = variables(database, DATABASE_ROLE_PREFIX="killed")
     for each in range(kills):
         process = start("alembic", "upgrade", "head", env=env)
-        time.sleep(0.55 + 0.9 * each / kills)  # from the connection to the grants
+        until(lambda: ask(database, CONNECTED) > 0)
+        time.sleep(0.9 * each / kills)  # from the connection to the grants
         process.kill()
         process.communicate()
-        assert version(database) in (None, HEAD)
+        assert version(database) in (None, *(each.revision for each in REVISIONS))
         assert (version(database) is None) == (ask(database, TABLES, schema=SCHEMA) == 0)
         if version(database):
             run_sql(database, f"DROP SCHEMA {SCHEMA} CASCADE")
-    alembic("upgrade", "head", env=env)
+    use(monkeypatch, database, DATABASE_ROLE_PREFIX="killed")
+    migrations.upgrade()
     killed = dump(programs, database)
     run_sql(database, f"DROP SCHEMA {SCHEMA} CASCADE")
-    alembic("upgrade", "head", env=env)
+    migrations.upgrade()
     assert killed == dump(programs, database)
 
 
@@ -379,15 +386,13 @@ def test_down_to_base_and_up_again(database, monkeypatch, programs):
 
 
 @pytest.mark.parametrize("name", [None, "production"])
-def test_a_downgrade_is_refused_in_production(database, monkeypatch, name):
+def test_a_downgrade_is_refused_in_production(upgraded, name):
     """Where the marker says production, or nothing, no table is dropped."""
-    use(monkeypatch, database)
-    migrations.upgrade()
     if name:
-        mark(database, name)
+        mark(upgraded, name)
     with pytest.raises(EnvironmentRefusedError, match="downgrade"):
         migrations.downgrade("base")
-    assert HEAD == version(database)
+    assert HEAD == version(upgraded)
 
 
 CATALOG = """
@@ -415,11 +420,11 @@ def test_a_second_upgrade_rewrites_no_catalog_row(database, monkeypatch):
     assert before == rows(database, CATALOG)
 
 
-@pytest.mark.parametrize("command", ["current", "history", "heads"])
-def test_a_reading_command_creates_nothing(database, command):
+@pytest.mark.parametrize("reading", ["current", "history", "heads"])
+def test_a_reading_command_creates_nothing(database, reading):
     """No schema, no table, no role comes of looking."""
     before = rows(database, CATALOG)
-    alembic(command, env=variables(database))
+    alembic(reading, env=variables(database))
     assert before == rows(database, CATALOG)
 
 
@@ -441,7 +446,7 @@ def test_models_and_migrations_agree_also_beside_new_partitions(database, monkey
         run_sql(writer, "SET lock_timeout = '1s'", f"SELECT {SCHEMA}.make_kline_partition('1m', 2033)")
         reading.rollback()
         writing.rollback()
-    alembic("check", env=variables(database))
+    command.check(migrations.configuration())
     assert [] == missing(database)
 
 
@@ -471,7 +476,7 @@ def test_printed_sql_needs_no_server():
 def test_pending_tells_what_a_database_lacks(database, monkeypatch):
     """What a service asks at its start: everything before the upgrade, nothing after, an error when it is ahead."""
     with engine_of(database).connect() as connection:
-        assert [HEAD] == migrations.pending(connection, SCHEMA)
+        assert [each.revision for each in REVISIONS] == migrations.pending(connection, SCHEMA)
     use(monkeypatch, database)
     migrations.upgrade()
     with engine_of(database).connect() as connection:

@@ -14,7 +14,7 @@ import make_klines
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from installation import finish, start, variables
+from installation import use
 from sqlalchemy import URL, Connection, Engine, event, insert, select, text, update
 from sqlalchemy.orm import Session
 
@@ -564,22 +564,29 @@ def test_a_halted_instruments_ticker_may_be_old(connection, symbol):
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
-def test_the_command_scores_names_and_records(migrated: URL, writer, owner, symbol, tmp_path):
+@pytest.fixture
+def installed(migrated: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database of all that keep to a symbol of their own, for commands of this process."""
+    use(monkeypatch, migrated)
+
+
+def test_the_command_scores_names_and_records(helios, installed, writer, owner, symbol, tmp_path):
     """Each series with its score and what is wrong; --until judges as of then; --record stores it; exit status 0."""
     made = make_klines.make_file(tmp_path, symbol, "1m", start=JANUARY, rows=600, defects=("gap",))
     backfill.load(writer, backfill.recognise(made.path))
-    env = variables(migrated)
-    said, _ = finish(start("helios.cli", "quality", symbol, "--json", env=env))
+    status, said, _ = helios("quality", symbol, "--json")
+    assert 0 == status
     [found] = json.loads(said)
     assert ("1m", "critical") == (found["what"], found["alert"])
     assert 0 < Decimal(found["score"]) < 1
     gap, age = found["reasons"]
     assert gap.startswith("5 candles missing in ")
     assert age.startswith("the newest candle closed ")
-    said, _ = finish(start("helios.cli", "quality", symbol, "--archived", "--json", env=env))
+    status, said, _ = helios("quality", symbol, "--archived", "--json")
+    assert 0 == status
     assert [gap] == json.loads(said)[0]["reasons"]
-    command = ("helios.cli", "quality", symbol, "1m", "--until", "2025-01-01T10:00:00", "--record", "--json")
-    said, _ = finish(start(*command, env=env))
+    status, said, _ = helios("quality", symbol, "1m", "--until", "2025-01-01T10:00:00", "--record", "--json")
+    assert 0 == status
     [found] = json.loads(said)
     assert ("warning", 1) == (found["alert"], len(found["reasons"]))
     statement = (
@@ -591,8 +598,9 @@ def test_the_command_scores_names_and_records(migrated: URL, writer, owner, symb
         assert [Decimal(found["score"])] == connection.scalars(statement).all()
 
 
-def test_what_is_not_there_is_said(migrated: URL):
+def test_what_is_not_there_is_said(helios, installed):
     """A symbol without candles and ticker is a wrong input: exit status 2, one sentence."""
-    _, talk = finish(start("helios.cli", "quality", "NOSUCHUSDT", "1m", env=variables(migrated)), expected=2)
+    status, _, talk = helios("quality", "NOSUCHUSDT", "1m")
+    assert 2 == status
     assert "there is nothing of 'NOSUCHUSDT 1m' to score" in talk
     assert 1 == len(talk.strip().splitlines())

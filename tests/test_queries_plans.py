@@ -4,9 +4,10 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from installation import engine_of, made
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.pool import NullPool
-from tables import SCHEMA, migrated
+from tables import PARENTS, SCHEMA, insert
 
 from helios import queries
 from helios.models import Interval
@@ -38,10 +39,12 @@ FILLS = f"""
 
 
 @pytest.fixture(scope="module")
-def url(cluster):
+def url(cluster, template):
     """A database with 216,000 candles in four intervals, five years and 20 instruments, and 20,000 orders."""
-    with migrated(cluster) as engine:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with made(cluster, template) as url:
+        with engine_of(url).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            for table, values in PARENTS.items():
+                insert(connection, table, values)
             connection.exec_driver_sql(
                 f"""INSERT INTO "{SCHEMA}".instruments (exchange, market, symbol)
                 SELECT 'binance', 'um', 'PLAN' || n FROM generate_series(2, 20) AS n"""
@@ -56,7 +59,7 @@ def url(cluster):
             connection.exec_driver_sql(ORDERS)
             connection.exec_driver_sql(FILLS)
             connection.exec_driver_sql("VACUUM ANALYZE")
-        yield engine.url
+        yield url
 
 
 @pytest.fixture(params=["psycopg2", "psycopg"])

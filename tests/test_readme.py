@@ -5,25 +5,24 @@ import subprocess
 import sys
 from dataclasses import fields
 
-from installation import ROOT, alembic, run_sql, variables
+from installation import ROOT, run_sql, variables
 
 from helios.settings import Settings, variable_of
 
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_lines_for_a_service_run(database, tmp_path):
+def test_the_lines_for_a_service_run(upgraded, tmp_path):
     """The first block of Python, as it stands, prints the price that is there."""
-    alembic("upgrade", "head", env=variables(database))
     run_sql(
-        database,
+        upgraded,
         "INSERT INTO helios_trading.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'BTCUSDT')",
         """INSERT INTO helios_trading.tickers (instrument_id, last_price, event_at)
            SELECT id, 96340.61, now() FROM helios_trading.instruments""",
     )
     block = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
     command = [sys.executable, "-c", block]
-    done = subprocess.run(command, env=variables(database), cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=variables(upgraded), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert 0 == done.returncode, done.stderr
     assert "96340.61" == done.stdout.strip()
     assert len([line for line in block.splitlines() if line.strip()]) <= 8

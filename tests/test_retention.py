@@ -6,21 +6,19 @@ import random
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import make_klines
 import pytest
-from installation import ask, engine_of, finish, login, rows, run_sql, start, use, variables
+from installation import COPIED, ask, engine_of, finish, login, made, rows, run_sql, start, use, variables
 from sqlalchemy import URL, text
 from sqlalchemy.exc import OperationalError
 from tables import PARENTS, insert
 
-from helios import backfill, cli, retention, schema
+from helios import backfill, cli, retention
 from helios.errors import InputError, RightsError, SchemaError
 from helios.retention import Plan, State
 from helios.retention.applying import Work
@@ -36,49 +34,34 @@ LEFT = f"""
 """
 
 
-PREFIX = "retained"  # of the roles: the same in every copy of the database
-OPTIONS = {"DATABASE_LOCK_TIMEOUT": "0.2", "DATABASE_MIGRATION_WAIT": "30", "DATABASE_ROLE_PREFIX": PREFIX}
+OPTIONS = {"DATABASE_LOCK_TIMEOUT": "0.2", "DATABASE_MIGRATION_WAIT": "30", "DATABASE_ROLE_PREFIX": COPIED}
 
 
 @pytest.fixture(scope="module")
-def filled(cluster: URL) -> Iterator[str]:
+def filled(cluster: URL, template: str) -> Iterator[str]:
     """A migrated database with an instrument, and minutes in 2022, 2023 and 2025; gives its name, for copies."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    url = cluster.set(database=name)
-    admin(cluster, f"CREATE DATABASE {name}")
-    with pytest.MonkeyPatch.context() as patch:
-        use(patch, url, DATABASE_ROLE_PREFIX=PREFIX)
-        schema.upgrade()
     fill = """
         INSERT INTO helios_trading.klines (instrument_id, interval, open_time, open, high, low, close, volume)
         SELECT 1, '1m', timestamptz '{}-03-01T00:00Z' + n * interval '1 minute', 1, 1, 1, 1, 0
         FROM generate_series(1, {}) AS n
     """
-    run_sql(
-        url,
-        f"INSERT INTO {SCHEMA}.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'BTCUSDT')",
-        f"SELECT {SCHEMA}.make_kline_partition('1m', year) FROM generate_series(2022, 2023) AS year",
-        *(fill.format(year, count) for year, count in ((2022, 1000), (2023, 500), (2025, 300))),
-        f"ANALYZE {SCHEMA}.klines",
-    )
-    yield name
-    admin(cluster, f"DROP DATABASE {name} WITH (FORCE)")
+    with made(cluster, template) as url:
+        run_sql(
+            url,
+            f"INSERT INTO {SCHEMA}.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'BTCUSDT')",
+            f"SELECT {SCHEMA}.make_kline_partition('1m', year) FROM generate_series(2022, 2023) AS year",
+            *(fill.format(year, count) for year, count in ((2022, 1000), (2023, 500), (2025, 300))),
+            f"ANALYZE {SCHEMA}.klines",
+        )
+        yield str(url.database)
 
 
 @pytest.fixture
 def installed(cluster: URL, filled: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[URL]:
     """A copy of it, for one test."""
-    url = cluster.set(database=f"t_{uuid.uuid4().hex[:12]}")
-    admin(cluster, f"CREATE DATABASE {url.database} TEMPLATE {filled}")
-    use(monkeypatch, url, **OPTIONS)
-    yield url
-    admin(cluster, f"DROP DATABASE {url.database} WITH (FORCE)")
-
-
-def admin(cluster: URL, statement: str) -> None:
-    """Run what runs in no transaction."""
-    with engine_of(cluster).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(statement))
+    with made(cluster, filled) as url:
+        use(monkeypatch, url, **OPTIONS)
+        yield url
 
 
 def plan(url: URL, policy: str = "1m 2y", now: datetime = NOW) -> Plan:
@@ -414,7 +397,7 @@ def test_a_renamed_partition_is_refused(installed):
 
 def test_a_writer_may_plan_but_not_drop(installed, monkeypatch):
     """Dropping is the owner's: a writer is told so, and nothing is gone."""
-    url = login(installed, "bot", f"GRANT {PREFIX}_writer TO {{login}}")
+    url = login(installed, "bot", f"GRANT {COPIED}_writer TO {{login}}")
     shown = plan(url)
     assert 1 == len(shown.going)
     use(monkeypatch, url, **OPTIONS)
@@ -426,7 +409,7 @@ def test_a_writer_may_plan_but_not_drop(installed, monkeypatch):
 
 def test_a_member_of_the_owner_may_drop(installed, monkeypatch):
     """The login that migrates need not be a superuser."""
-    url = login(installed, "deploy", f"GRANT {PREFIX}_owner TO {{login}}")
+    url = login(installed, "deploy", f"GRANT {COPIED}_owner TO {{login}}")
     use(monkeypatch, url, **OPTIONS)
     assert [("klines_1m_2022", 1000)] == apply(plan(url))
     run_sql(installed, f"DROP OWNED BY {url.username}", f"DROP ROLE {url.username}")
@@ -532,19 +515,21 @@ def test_late_news_of_an_order_without_history_counts_from_one(traded):
 # --- the commands --------------------------------------------------------------------------------------------------
 
 
-def test_the_command_plans_asks_and_drops(traded, tmp_path: Path):
+def test_the_command_plans_asks_and_drops(traded, helios, monkeypatch):
     """The plan alone changes nothing; without a terminal --yes is required; then just this is gone."""
-    env = variables(traded, **OPTIONS)
-    said, talk = finish(start("helios.cli", "klines", "retain", f"{MINUTES}, 1d forever", "--json", env=env))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    status, said, talk = helios("klines", "retain", f"{MINUTES}, 1d forever", "--json")
+    assert 0 == status
     shown = {each["what"]: each for each in json.loads(said)}
     assert ("drop", 1000) == (shown["klines_1m_2022"]["plan"], shown["klines_1m_2022"]["rows"])
     assert "keep" == shown["klines_1d_2024"]["plan"]
     assert "about 1,000 rows go" in talk
-    _, talk = finish(start("helios.cli", "klines", "retain", MINUTES, "--apply", env=env), expected=2)
+    status, _, talk = helios("klines", "retain", MINUTES, "--apply")
+    assert 2 == status
     assert "say --yes" in talk.splitlines()[-1]
     assert (2022, 1000) == rows(traded, KLINES)[0]
-    command = ("helios.cli", "retain", f"{MINUTES}, quality 2y, history 1y", "--apply", "--yes", "--json")
-    said, _ = finish(start(*command, env=env))
+    status, said, _ = helios("retain", f"{MINUTES}, quality 2y, history 1y", "--apply", "--yes", "--json")
+    assert 0 == status
     assert 1000 == {each["removed"]: each["rows"] for each in json.loads(said)}["klines_1m_2022"]
     assert {"klines_1m_2022", "quality", "history"} <= {each["removed"] for each in json.loads(said)}
     assert 2022 not in [row[0] for row in rows(traded, KLINES)]

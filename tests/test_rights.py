@@ -1,15 +1,17 @@
 """Rights: what each role may do with each kind of object, tried for real; and tables made later."""
 
+from collections.abc import Iterator
+
 import pytest
-from installation import engine_of, login, run_sql, use
+from installation import engine_of, login, made, run_sql, upgrade
 from sqlalchemy import URL, Connection, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
-from helios.schema import migrations
 from helios.schema.roles import roles_of
 from helios.settings import Settings
 
 DENIED = "42501"
+PREFIX = "rights"  # of the roles
 ORDER = """INSERT INTO helios_trading.orders
            (id, account_id, instrument_id, client_order_id, side, type, status, submitted_at)
            VALUES (gen_random_uuid(), 1, 1, 'x', 'BUY', 'LIMIT', 'NEW', now())"""
@@ -77,16 +79,11 @@ ROLES = ("owner", "writer", "reader", "monitor", "outsider")
 
 
 @pytest.fixture(scope="module")
-def installed(cluster: URL) -> dict[str, URL]:
+def installed(cluster: URL) -> Iterator[dict[str, URL]]:
     """One installation with an order, and a login in each group role; the outsider is in none."""
-    name = "rights"
-    with engine_of(cluster).execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-        url = cluster.set(database=name)
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            use(monkeypatch, url)
-            migrations.upgrade()
-            roles = roles_of(Settings.from_environment(), name)
+    with made(cluster) as url:
+        upgrade(url, DATABASE_ROLE_PREFIX=PREFIX)
+        roles = roles_of(Settings(database_role_prefix=PREFIX), str(url.database))
         run_sql(
             url,
             "INSERT INTO helios_trading.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'BTCUSDT')",
@@ -97,7 +94,6 @@ def installed(cluster: URL) -> dict[str, URL]:
         yield {each: login(url, each, f"GRANT {getattr(roles, each)} TO {{login}}") for each in ROLES[:4]} | {
             "outsider": login(url, "outsider")
         }
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 def allowed(connection: Connection, statement: str) -> bool:
@@ -120,7 +116,7 @@ def test_the_privilege_matrix(installed, action):
     found = []
     for kind, url in installed.items():
         with engine_of(url).connect() as connection:
-            if allowed(connection, statement.replace("ROLE_owner", "rights_helios_trading_owner")):
+            if allowed(connection, statement.replace("ROLE_owner", "rights_owner")):
                 found.append(kind)
     assert expected.split() == found
 
@@ -157,7 +153,7 @@ def test_a_writer_loses_no_history_by_joining_orders(installed):
 
 def test_tables_made_later_are_covered(installed):
     """A table that the owner makes afterwards can be written by writers and read by readers, without another grant."""
-    run_sql(installed["owner"], "SET ROLE rights_helios_trading_owner", "CREATE TABLE helios_trading.later (id int)")
+    run_sql(installed["owner"], "SET ROLE rights_owner", "CREATE TABLE helios_trading.later (id int)")
     with engine_of(installed["writer"]).begin() as connection:
         connection.execute(text("INSERT INTO helios_trading.later VALUES (1)"))
     with engine_of(installed["reader"]).connect() as connection:

@@ -48,31 +48,31 @@ def test_eight_processes_starting_at_once_get_one_server(own_home: Path, kind: s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_server_ends_with_its_last_user_however_that_died(own_home: Path, kind: str) -> None:
+def test_a_server_ends_with_its_last_user_however_that_died(used_home: Path, kind: str) -> None:
     """SIGKILL of the only user ends the server, soon."""
-    with User(own_home, kind) as user:
+    with User(used_home, kind) as user:
         answer = user.joined()
     took = until(lambda: not alive(answer["server"]) and not alive(answer["supervisor"]))
     assert 5.0 > took
 
 
-def test_a_forked_process_is_a_user_too(own_home: Path) -> None:
+def test_a_forked_process_is_a_user_too(used_home: Path) -> None:
     """The server stays while a fork of the process that joined it lives."""
-    with User(own_home, then="fork") as user:
+    with User(used_home, then="fork") as user:
         answer = user.joined()
         user.process.wait()
-        with User(own_home) as other:
+        with User(used_home) as other:
             assert answer["server"] == other.joined()["server"]
         assert alive(answer["server"])
         os.kill(answer["fork"], signal.SIGKILL)
     until(lambda: not alive(answer["server"]))
 
 
-def test_joining_again_costs_no_descriptor_and_leaving_gives_all_back(own_home: Path) -> None:
+def test_joining_again_costs_no_descriptor_and_leaving_gives_all_back(used_home: Path) -> None:
     """However often a process joins, it holds one descriptor, and none after it left."""
     before = len(os.listdir("/dev/fd"))  # noqa: PTH208 - the count is wanted
     for _ in range(2):
-        server = postgres(own_home)
+        server = postgres(used_home)
         assert server.acquire() == server.acquire()
         assert before + 1 == len(os.listdir("/dev/fd"))  # noqa: PTH208
         end(server)
@@ -106,11 +106,11 @@ def test_a_lock_that_stays_taken_is_an_error(tmp_path: Path) -> None:
     assert locks.unused(tmp_path / "lock")
 
 
-def test_up_keeps_the_servers_until_down(own_home: Path) -> None:
+def test_up_keeps_the_servers_until_down(used_home: Path) -> None:
     """Servers that were brought up stay when the process that did it ends; down ends them."""
-    settings = settings_for(own_home)
+    settings = settings_for(used_home)
     assert [False, False] == [each.running for each in servers.status(settings)]
-    with User(own_home, then="up") as user:
+    with User(used_home, then="up") as user:
         answer = user.joined()
         user.leave()
     found = servers.status(settings)
@@ -122,23 +122,23 @@ def test_up_keeps_the_servers_until_down(own_home: Path) -> None:
     assert not alive(answer["server"])
 
 
-def test_down_tells_who_goes_on_using_a_server(own_home: Path) -> None:
+def test_down_tells_who_goes_on_using_a_server(used_home: Path) -> None:
     """Down leaves a server to its users and names them; with `now` it ends it under them."""
-    settings = settings_for(own_home)
-    with User(own_home) as user:
+    settings = settings_for(used_home)
+    with User(used_home) as user:
         answer = user.joined()
         status = servers.down(settings)[0]
         assert (True, False, (user.process.pid,)) == (status.running, status.kept, status.users)
         assert alive(answer["server"])
         assert not servers.down(settings, now=True)[0].running
         assert not alive(answer["server"])
-        with User(own_home) as other:
+        with User(used_home) as other:
             assert answer["server"] != other.joined()["server"]
 
 
-def test_keeping_up_ends_with_a_restart_of_the_machine(own_home: Path) -> None:
+def test_keeping_up_ends_with_a_restart_of_the_machine(used_home: Path) -> None:
     """A request to stay up from before a restart binds nobody."""
-    server = postgres(own_home)
+    server = postgres(used_home)
     server.acquire()
     server.place.keep(wanted=True)
     assert server.place.kept()

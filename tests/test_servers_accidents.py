@@ -18,21 +18,21 @@ from helios.servers.account import server_account
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("victim", ["supervisor", "server"])
-def test_after_a_kill_the_next_start_works(own_home: Path, kind: str, victim: str) -> None:
+def test_after_a_kill_the_next_start_works(used_home: Path, kind: str, victim: str) -> None:
     """Whether supervisor or server is killed, both are gone then, and the next user gets new ones at once."""
-    with User(own_home, kind) as user:
+    with User(used_home, kind) as user:
         first = user.joined()
         os.kill(first[victim], signal.SIGKILL)
-        with User(own_home, kind) as other:
+        with User(used_home, kind) as other:
             second = other.joined()
             assert first["server"] != second["server"]
             assert not alive(first["server"])
             until(lambda: not alive(first["supervisor"]))
 
 
-def test_a_process_joins_again_after_its_server_was_killed(own_home: Path) -> None:
+def test_a_process_joins_again_after_its_server_was_killed(used_home: Path) -> None:
     """Who asks for the URL again gets a server that answers."""
-    server = postgres(own_home)
+    server = postgres(used_home)
     try:
         server.acquire()
         state = server.place.state()
@@ -44,9 +44,9 @@ def test_a_process_joins_again_after_its_server_was_killed(own_home: Path) -> No
         end(server)
 
 
-def test_a_number_in_a_stale_pid_file_is_never_signalled(own_home: Path) -> None:
+def test_a_number_in_a_stale_pid_file_is_never_signalled(used_home: Path) -> None:
     """A pid file that names an unrelated process neither harms that process nor hinders the start."""
-    server = postgres(own_home)
+    server = postgres(used_home)
     server.acquire()
     end(server)
     with subprocess.Popen(["/bin/sleep", "600"]) as unrelated:
@@ -62,9 +62,9 @@ def test_a_number_in_a_stale_pid_file_is_never_signalled(own_home: Path) -> None
             unrelated.kill()
 
 
-def test_a_server_that_somebody_else_started_is_left_alone(own_home: Path) -> None:
+def test_a_server_that_somebody_else_started_is_left_alone(used_home: Path) -> None:
     """A postmaster started by hand on our cluster is named, not stopped, and no second one is started."""
-    server = postgres(own_home)
+    server = postgres(used_home)
     server.acquire()
     end(server)
     account = server_account(server.place.data)
@@ -107,7 +107,7 @@ def test_a_locale_that_is_not_installed_does_not_matter(own_home: Path) -> None:
         user.joined()
 
 
-@pytest.mark.parametrize("name", ["with blank", "comma,", "per%cent #?", "Größe", "long-" * 30])
+@pytest.mark.parametrize("name", ["blank, comma, per%cent #? Größe", "long-" * 30])
 def test_any_home_serves(own_home: Path, name: str) -> None:
     """Blanks, commas, other letters and a length beyond a socket's limit are fine in HELIOS_HOME."""
     database, cache = postgres(own_home / name), valkey(own_home / name)
@@ -169,14 +169,14 @@ def test_a_folder_open_to_others_is_not_trusted(own_home: Path) -> None:
         server.acquire()
 
 
-def test_a_home_that_was_removed_under_a_user_is_made_again(own_home: Path) -> None:
+def test_a_home_that_was_removed_under_a_user_is_made_again(used_home: Path) -> None:
     """Whoever moves the folder of a running server away costs its data, not the next start."""
-    server = postgres(own_home)
+    server = postgres(used_home)
     try:
         server.acquire()
         state = server.place.state()
         assert state is not None
-        own_home.rename(own_home.with_name("elsewhere"))
+        used_home.rename(used_home.with_name("elsewhere"))
         assert 1 == ask(server.acquire(), "SELECT 1")
         until(lambda: not alive(state.server))
     finally:

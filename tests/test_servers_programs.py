@@ -49,9 +49,9 @@ def test_the_folder_of_a_valkey_chooses_it_too() -> None:
     assert program == binaries.find_valkey(program) == binaries.find_valkey(program.parent)
 
 
-def test_a_cluster_of_another_version_is_not_opened(own_home: Path) -> None:
+def test_a_cluster_of_another_version_is_not_opened(used_home: Path) -> None:
     """Each major version has a folder of its own, and what lies in it is checked."""
-    server = postgres(own_home)
+    server = postgres(used_home)
     assert f"postgres-{server.major}" == server.place.folder.name
     server.acquire()
     end(server)
@@ -114,9 +114,9 @@ def test_data_survives(own_home: Path) -> None:
         end(cache)
 
 
-def test_servers_for_tests_save_time_and_take_options(own_home: Path) -> None:
+def test_servers_for_tests_save_time_and_take_options(used_home: Path) -> None:
     """Only servers for tests leave out fsync and snapshots; options reach PostgreSQL."""
-    database, cache = postgres(own_home, max_prepared_transactions="7"), valkey(own_home)
+    database, cache = postgres(used_home, max_prepared_transactions="7"), valkey(used_home)
     url = database.acquire()
     assert ["off", "7"] == [ask(url, f"SHOW {name}") for name in ("fsync", "max_prepared_transactions")]
     with client(cache.acquire()) as link:
@@ -128,9 +128,9 @@ def test_servers_for_tests_save_time_and_take_options(own_home: Path) -> None:
     end(database)
 
 
-def test_a_log_does_not_grow_without_bound(own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_does_not_grow_without_bound(used_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A big log is put aside at the start, and one that grows under a running server is cut."""
-    server = postgres(own_home)
+    server = postgres(used_home)
     server.acquire()
     end(server)
     server.place.log.write_text("x" * 2_000_000)

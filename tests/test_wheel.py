@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from installation import ROOT, ask, variables
+from installation import HEAD, REVISIONS, ROOT, ask, variables
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_the_wheel_carries_migrations_and_types(wheel):
         "helios/py.typed",
     ):
         assert each in names
-    assert any(each.startswith("helios/migrations/versions/0001") for each in names)
+    assert {f"helios/migrations/versions/{Path(each.path).name}" for each in REVISIONS} <= set(names)
     assert not [each for each in names if "test" in each]
 
 
@@ -61,5 +61,5 @@ def test_helios_upgrade_in_an_empty_environment(wheel, database, tmp_path):
         [python, "-m", "helios.cli", "upgrade"], env=env, cwd=home, capture_output=True, text=True, check=False
     )
     assert 0 == done.returncode, done.stderr
-    assert "0001" == ask(database, "SELECT version_num FROM helios_trading.alembic_version")
+    assert HEAD == ask(database, "SELECT version_num FROM helios_trading.alembic_version")
     assert [] == list(home.iterdir())
