@@ -179,7 +179,7 @@ def begin(client: Redis, run: int, owner: str) -> None:
 def refuse_unfit(server: Mapping[str, Any]) -> None:
     """Let pass only a server that can keep a log; `server` is what INFO says."""
     version = str(server.get("redis_version", "0"))
-    if int(version.split(".")[0]) < OLDEST:
+    if int(version.partition(".")[0]) < OLDEST:
         raise RecordingError(f"this Redis is {version}, too old for the undo log: use Redis 7 or newer, or Valkey")
     policy = str(server.get("maxmemory_policy", "noeviction"))
     if policy.startswith("allkeys") and int(server.get("maxmemory", 0)) > 0:
