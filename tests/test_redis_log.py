@@ -582,22 +582,24 @@ def test_a_server_that_evicts_or_is_old_is_refused(plain):
 
 
 def test_a_full_redis_writes_nothing_unrecorded(free_run, recorded, plain):
-    """Where no image can be saved, the write fails too."""
+    """Where no image can be saved, the write fails too; an undo is not refused."""
+    recorded.set("number", 1)
     plain.config_set("maxmemory", "1mb")
     try:
         with pytest.raises(OutOfMemoryError):
             recorded.delete("string")
         with pytest.raises(OutOfMemoryError):
             recorded.zpopmin("sorted")
+        redis_log.undo(plain, free_run)
     finally:
         plain.config_set("maxmemory", "0")
-    assert (b"\x00\xff", 300) == (plain.get("string"), plain.zcard("sorted"))
+    assert (b"\x00\xff", 300, b"41") == (plain.get("string"), plain.zcard("sorted"), plain.get("number"))
 
 
 def test_a_user_who_may_not_write_the_log_writes_nothing(valkey, free_run, plain):
     """The sentence says what the user needs; with it, the user's own limits hold as ever."""
     plain.acl_setuser("bot", enabled=True, nopass=True, keys=["app:*"], categories=["+@all"])
-    url = valkey.set(username="bot", password="any")  # noqa: S106 - the user has none.render_as_string(hide_password=False)
+    url = valkey.render_as_string(hide_password=False)
     made = RecordedRedis.from_url(url, username="bot", password="any")  # noqa: S106 - the user has none
     with pytest.raises(RecordingError, match="~helios:undo:"):
         made.set("app:1", 1)

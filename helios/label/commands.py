@@ -182,10 +182,13 @@ def named_keys(answer: Sequence[Any]) -> list[bytes]:
     return [key for key, flags in flagged if flags & {"RW", "OW", "RM"}] or [key for key, _ in flagged]
 
 
-CATALOGUES: dict[tuple[object, ...], Catalogue] = {}
+CATALOGUES: dict[object, Catalogue] = {}
 
 
 def catalogue_of(connection: Connection) -> Catalogue:
     """Give the catalogue of the server that a connection leads to."""
-    address = (getattr(connection, "path", None), getattr(connection, "host", None), getattr(connection, "port", None))
-    return CATALOGUES.setdefault(address, Catalogue())
+    address = getattr(connection, "path", None) or (connection.host, connection.port)
+    found = CATALOGUES.get(address)
+    if found is None:
+        found = CATALOGUES[address] = Catalogue()
+    return found
