@@ -204,12 +204,11 @@ def connect_args(settings: Settings, url: URL, state: str = "") -> dict[str, Any
     arguments = {name: value for name, value in arguments.items() if name not in url.query}
     if settings.database_statement_timeout and not state:
         state = f"-c statement_timeout={round(settings.database_statement_timeout * 1000)}"
-    found = os.environ.get("PGOPTIONS", "")
-    if state or label.SETTING in found:
+    given = str(url.query.get("options") or os.environ.get("PGOPTIONS", ""))
+    if state or label.SETTING in given:
         # a connection's own options replace those of PGOPTIONS, so these are carried along, but for a test run's
         # label: whether a connection carries that is decided when it is opened
-        given = url.query.get("options") or found
-        arguments["options"] = f"{label.unlabelled(str(given))} {state}".strip()
+        arguments["options"] = f"{label.unlabelled(given)} {state}".strip()
     return arguments
 
 
