@@ -4,7 +4,7 @@ The images are saved by labelled clients themselves (helios.label). What a neigh
 What this cannot do:
 
 - see keys that a script writes without declaring them; the audit does (helios.testing.audit);
-- tell a neighbour's change from the run's own in a key whose DUMP is larger than 4 KB, unless type, length or expiry
+- tell a neighbour's change from the run's own in a key whose DUMP exceeds 4 KB, unless type, length or expiry
   changed too; in fields of a hash that expire by themselves; and where both add to one value (INCR): then the state
   that the run found last comes back, or what it found first;
 - give a blocking pop its place in the queue of those who wait: it is tried again every few milliseconds;
