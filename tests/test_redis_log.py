@@ -12,10 +12,10 @@ import uuid
 import pytest
 import redis as redis_py
 from installation import ROOT
-from own_servers import client
+from own_servers import CHOSEN, client, end
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError, WatchError
 
-from helios import label
+from helios import label, servers
 from helios.errors import RecordingError
 from helios.label import commands
 from helios.label.async_clients import AsyncRecordedRedis
@@ -632,6 +632,31 @@ def test_the_server_tells_what_a_command_writes(valkey, plain, run, recorded):
         recorded.set("string", 1)
         recorded.get("string")
     assert 2 == plain.info("commandstats")["cmdstat_command|info"]["calls"]
+
+
+def test_a_server_that_starts_again_changes_nothing(own_home, monkeypatch):
+    """It stores what it reads in another order; the run's own keys are still told from a neighbour's."""
+    server = servers.Valkey(
+        own_home, binaries=CHOSEN.helios_redis_bin, durable=False, options={"enable-debug-command": "yes"}
+    )
+    url = server.acquire()
+    neighbour, made = client(url), RecordedRedis.from_url(url.render_as_string(hide_password=False))
+    furnish(neighbour)
+    before = redis_log.digest(neighbour)
+    redis_log.begin(neighbour, 7, "here")
+    monkeypatch.setenv(label.VARIABLE, "7")
+    for name in neighbour.scan_iter():
+        if not name.startswith(b"helios:"):
+            made.execute_command("COPY", name, b"copy of " + name)
+            made.expire(name, 1000)
+    made.sadd("set", "one more")
+    made.execute_command("DEBUG", "RELOAD")
+    made.hset("hash", "field", 1)
+    assert "kept" not in {each.what for each in redis_log.undo(neighbour, 7)}
+    assert (0, before) == (redis_log.close(neighbour, 7), redis_log.digest(neighbour))
+    neighbour.close()
+    made.close()
+    end(server)
 
 
 WRITER = """

@@ -4,14 +4,14 @@ The images are saved by labelled clients themselves (helios.label). What a neigh
 What this cannot do:
 
 - see keys that a script writes without declaring them; the audit does (helios.testing.audit);
-- tell a neighbour's change from the run's own in a key whose DUMP exceeds 4 KB, unless type, length or expiry
-  changed too; in fields of a hash that expire by themselves; and where both add to one value (INCR): then the state
-  that the run found last comes back, or what it found first;
+- tell a neighbour's change from the run's own in a key whose DUMP exceeds 4 KB, unless type, length or expiry changed
+  too; in fields of a hash that expire by themselves; and where both add to one value (INCR): then the state that the
+  run found comes back;
 - give a blocking pop its place in the queue of those who wait: it is tried again every few milliseconds;
 - take back FUNCTION LOAD, CONFIG SET, ACL: what is no key; the first is refused;
 - work on a Redis Cluster yet, on a server before 7.0, or on one that evicts any key.
 
-A user with restricted rights needs `~helios:undo:*` and database 0 beside its own keys, and may then read and DUMP them.
+A user with restricted rights needs `~helios:undo:*` and database 0, and to read and DUMP the keys that it writes.
 """
 
 from helios.testing.redis_log.digesting import digest
