@@ -17,7 +17,7 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError,
 
 from helios import label, servers
 from helios.errors import RecordingError
-from helios.label import commands
+from helios.label import commands, recording
 from helios.label.async_clients import AsyncRecordedRedis
 from helios.label.clients import RecordedRedis
 from helios.testing import redis_log
@@ -292,6 +292,15 @@ def test_scripts_and_functions_with_declared_keys_come_back(run, recorded, plain
     assert recorded.set("number", 5)
     plain.script_flush()
     assert [True, True] == recorded.pipeline().set("number", 6).set("new", 7).execute()
+
+
+def test_a_server_that_forgets_scripts_all_the_time(run, recorded, plain, monkeypatch):
+    """Each is sent whole then, and what the run left is noted all the same."""
+    monkeypatch.setattr(recording, "RECORD_SHA", "0" * 40)
+    recorded.zpopmin("sorted")
+    recorded.zpopmin("sorted")
+    recorded.pipeline().set("new", 1).zpopmin("small sorted").execute()
+    assert "kept" not in {each.what for each in redis_log.undo(plain, run)}
 
 
 @pytest.mark.parametrize(

@@ -159,12 +159,16 @@ class Recording:
         if isinstance(saved, Exception):
             yield Send([("UNWATCH",)])
             raise saved
-        noted = ("EVAL", RECORD, *self.arguments("after", keys, []))
+        noted = ("EVALSHA", RECORD_SHA, *self.arguments("after", keys, []))
         queued = yield Send([("MULTI",), *commands, noted, ("EXEC",)], decode=decode)
         done = queued[-1]
         if isinstance(done, Exception):
             raise next((each for each in queued if isinstance(each, Exception)), done)
-        return None if done is None else done[:-1]
+        if done is None:
+            return None
+        if isinstance(done[-1], NoScriptError):  # forgotten since `before` ran
+            yield from self.scripted("after", keys, [], decode=False)
+        return done[:-1]
 
     def single(self, write: Write, *, decode: bool) -> Steps:
         """Run one command; one that blocks is tried until its time is over."""
