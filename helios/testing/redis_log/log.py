@@ -1,0 +1,259 @@
+"""A run begins, marks a point, and goes back to it, in batches of which each is whole or not at all."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from helios.errors import RecordingError
+from helios.label.images import PREFIX, RUNS, SEQUENCE, STATE
+from helios.testing.redis_log.scripts import Script, shown
+
+BATCH = 200
+OLDEST = 7
+
+# ARGV: run, the first scope to undo, the scope and cursor to go on with, how many images to look at.
+# Newest scope first. Answers with the scope and cursor to go on with (-1: done), how many keys were deleted, restored,
+# and already as they were, and which were kept.
+UNDO = Script(
+    STATE
+    + """
+local run, since, scope, cursor, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local left, rest = PREFIX .. run, others(run)
+local deleted, restored, kept, chosen = 0, 0, {}, '0'
+
+local function at(database)
+  if chosen ~= database then
+    call('SELECT', database)
+    chosen = database
+  end
+end
+
+local function newest()
+  for each = tonumber(call('HGET', left, 'scope') or '-1'), since, -1 do
+    if call('EXISTS', PREFIX .. run .. ':' .. each) == 1 then return each end
+  end
+  return -1
+end
+
+if scope < 0 then scope, cursor = newest(), '0' end
+if scope < 0 then return {-1, '0', 0, 0, kept} end
+local log = PREFIX .. run .. ':' .. scope
+
+local function read(image)
+  local ends, sequence, before, unchanged, expiry = select(2, string.find(image, '^(%d+) (%S+) ([01]) (%S+) '))
+  return {
+    sequence = tonumber(sequence), before = before, unchanged = unchanged == '1',
+    expiry = tonumber(expiry), dump = string.sub(image, ends + 1),
+  }
+end
+
+-- The first image of a run that was saved after this one shows what is being undone: it takes this one's content.
+local function hand_over(field, image, was, is)
+  local handed = false
+  for _, id in ipairs(rest) do
+    local known = call('HGET', PREFIX .. id, field)
+    local at = known and split(known) or '-'
+    local place, later
+    while at ~= '-' do
+      local theirs = call('HGET', PREFIX .. id .. ':' .. at, field)
+      if not theirs then break end
+      local parsed = read(theirs)
+      if parsed.sequence < image.sequence then break end
+      place, later, at = PREFIX .. id .. ':' .. at, parsed, parsed.before
+    end
+    if place then
+      handed = true
+      local head = later.sequence .. ' ' .. later.before .. ' ' .. (later.unchanged and 1 or 0) .. ' '
+      call('HSET', place, field, head .. (image.expiry or '-') .. ' ' .. image.dump)
+      if same(was, is) then call('HSET', PREFIX .. id, field, split(known) .. ' ' .. is) end
+    end
+  end
+  return handed
+end
+
+local function put_back(key, image, is)
+  if not image.expiry or (image.expiry >= 0 and image.expiry <= milliseconds()) then
+    deleted = deleted + call('UNLINK', key)
+  elseif image.expiry < 0 then
+    call('RESTORE', key, 0, image.dump, 'REPLACE')
+    restored = restored + 1
+  else
+    call('RESTORE', key, image.expiry, image.dump, 'REPLACE', 'ABSTTL')
+    restored = restored + 1
+  end
+end
+
+call('HDEL', left, '') -- a script that has written already is not refused for want of memory
+local page = call('HSCAN', log, cursor, 'COUNT', count)
+local fields, images, gone, forgotten, seen = {}, {}, {}, {}, {}
+for i = 1, #page[2], 2 do
+  local field = page[2][i]
+  if not seen[field] then -- a scan may show one twice
+    seen[field] = true
+    fields[#fields + 1] = field
+    images[#images + 1] = page[2][i + 1]
+  end
+end
+local all = {}
+for first = 1, #fields, 1000 do
+  local some = call('HMGET', left, unpack(fields, first, math.min(first + 999, #fields)))
+  for i, each in ipairs(some) do all[first + i - 1] = each end
+end
+
+for i, field in ipairs(fields) do
+  local image, known = read(images[i]), all[i]
+  local database, key = string.match(field, '^(%d+):(.*)$')
+  local scope_of, was
+  if known then scope_of, was = split(known) end
+  -- what was written again, in a newer scope, while this goes on, comes first
+  if not known or tonumber(scope_of) <= scope then
+    local now = '?'
+    if known then
+      at(database)
+      local is = look(key, string.find(was, '^%-?%d+~') ~= nil)
+      at('0')
+      if #rest > 0 and hand_over(field, image, was, is) then
+        now = '?'
+      elseif same(was, is) then
+        at(database)
+        put_back(key, image)
+        if image.unchanged then now = look(key, false) end
+        at('0')
+      elseif not left_by_another_run(run, field, is) and not (is == '' and not image.expiry) then
+        kept[#kept + 1] = field
+      end
+      if image.before == '-' then
+        forgotten[#forgotten + 1] = field
+      else
+        call('HSET', left, field, image.before .. ' ' .. now)
+      end
+    end
+    gone[#gone + 1] = field
+  end
+end
+for first = 1, #gone, 1000 do call('HDEL', log, unpack(gone, first, math.min(first + 999, #gone))) end
+for first = 1, #forgotten, 1000 do
+  call('HDEL', left, unpack(forgotten, first, math.min(first + 999, #forgotten)))
+end
+cursor = page[1]
+if cursor == '0' then scope = newest() end
+return {scope, cursor, deleted, restored, kept}
+"""
+)
+
+BEGIN = Script(f"""
+if redis.call('HSETNX', '{RUNS}', ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('HSET', '{PREFIX}' .. ARGV[1], 'scope', 0)
+redis.call('SET', '{PREFIX}' .. ARGV[1] .. ':turn', 0)
+return 1
+""")
+
+MARK = Script(f"""
+if redis.call('HEXISTS', '{RUNS}', ARGV[1]) == 0 then return -1 end
+redis.call('INCR', '{PREFIX}' .. ARGV[1] .. ':turn')
+return redis.call('HINCRBY', '{PREFIX}' .. ARGV[1], 'scope', 1)
+""")
+
+# A run with images left is not closed, and its labelled processes go on being recorded.
+CLOSE = Script(f"""
+local scope = redis.call('HGET', '{PREFIX}' .. ARGV[1], 'scope')
+if not scope then return 0 end
+for each = tonumber(scope), 0, -1 do
+  local left = redis.call('HLEN', '{PREFIX}' .. ARGV[1] .. ':' .. each)
+  if left > 0 then return left end
+end
+redis.call('UNLINK', '{PREFIX}' .. ARGV[1], '{PREFIX}' .. ARGV[1] .. ':turn')
+redis.call('HDEL', '{RUNS}', ARGV[1])
+if redis.call('EXISTS', '{RUNS}') == 0 then redis.call('UNLINK', '{SEQUENCE}') end
+return 0
+""")
+
+RUNS_AND_OWNERS = Script(f"return redis.call('HGETALL', '{RUNS}')")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was done about keys: `what` is deleted, restored or kept; a kept key is named, with the reason."""
+
+    key: str
+    what: str
+    count: int
+    why: str = ""
+
+
+def begin(client: Redis, run: int, owner: str) -> None:
+    """Register a run, so that labelled clients may write.
+
+    Args:
+        client: a plain client.
+        run: the run's id.
+        owner: the PostgreSQL database and schema that hold its lease, and so know whether it is dead.
+
+    Raises:
+        RecordingError: this Redis is too old, or evicts keys as it likes, so the log would not be safe in it.
+
+    """
+    refuse_unfit(client.info())
+    BEGIN.run(client, run, owner)
+
+
+def refuse_unfit(server: Mapping[str, Any]) -> None:
+    """Let pass only a server that can keep a log; `server` is what INFO says."""
+    version = str(server.get("redis_version", "0"))
+    if int(version.partition(".")[0]) < OLDEST:
+        raise RecordingError(f"this Redis is {version}, too old for the undo log: use Redis 7 or newer, or Valkey")
+    policy = str(server.get("maxmemory_policy", "noeviction"))
+    if policy.startswith("allkeys") and int(server.get("maxmemory", 0)) > 0:
+        raise RecordingError(
+            f"this Redis evicts any key when it is full (maxmemory-policy {policy}), the undo log among them: "
+            "set it to noeviction, or give the tests a Redis of their own"
+        )
+
+
+def mark(client: Redis, run: int) -> int:
+    """Begin a new scope, in every process of the run, and give the point to undo back to.
+
+    Raises:
+        RecordingError: the run has not begun here, or is over.
+
+    """
+    scope = int(MARK.run(client, run))
+    if scope < 0:
+        raise RecordingError(f"test run {run} has not begun in this Redis, or is over: begin it first")
+    return scope
+
+
+def undo(client: Redis, run: int, since: int = 0) -> list[Change]:
+    """Put back what the run found before it wrote, since a mark or in all; safe to be killed and run again."""
+    counts: Counter[str] = Counter()
+    kept: dict[bytes, None] = {}
+    scope, cursor = -1, b"0"
+    while True:
+        scope, cursor, deleted, restored, left = UNDO.run(client, run, since, scope, cursor, BATCH)
+        counts.update(deleted=deleted, restored=restored)
+        kept.update(dict.fromkeys(left))
+        if scope < 0:
+            break
+    changes = [Change("", what, counts[what]) for what in ("deleted", "restored") if counts[what]]
+    why = "changed since by somebody else"
+    return changes + [Change(named(each), "kept", 1, why) for each in kept]
+
+
+def close(client: Redis, run: int) -> int:
+    """End a run, and give 0; or how many images are left to undo, and then it goes on."""
+    return int(CLOSE.run(client, run))
+
+
+def runs(client: Redis, owner: str) -> list[int]:
+    """Give the runs of an owner that have begun and are not closed, the dead among them."""
+    flat = RUNS_AND_OWNERS.run(client)
+    return sorted(int(each) for each, name in zip(flat[::2], flat[1::2], strict=True) if name == owner.encode())
+
+
+def named(field: bytes) -> str:
+    """Name a key for people; one of another database than 0 with its number."""
+    database, _, key = field.partition(b":")
+    return shown(key) if database == b"0" else f"{shown(key)} (database {database.decode()})"
