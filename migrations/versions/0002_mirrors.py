@@ -139,8 +139,8 @@ def create_bookkeeping() -> None:
     # No batch yet: no Redis holds this token, so the first relay mirrors everything.
     op.execute("INSERT INTO mirror_state (bucket, server, form) VALUES ('0', 0, '')")
     op.execute(
-        "INSERT INTO mirror_points (bucket, number, token, snapshot) "
-        "VALUES ('0', 0, 'nothing yet', pg_current_snapshot()::text)"
+        "INSERT INTO mirror_points (bucket, number, token, snapshot, relayed_at) "
+        "VALUES ('0', 0, 'nothing yet', '1:1:', '1970-01-01 00:00:00+00')"
     )
 
 
