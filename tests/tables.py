@@ -11,6 +11,8 @@ from helios.models import metadata
 
 SCHEMA = str(metadata.schema)
 
+REVISION_NAMES = sorted(file.name.partition("_")[0] for file in REVISIONS.glob("*.py"))
+
 SESSION = "01900000-0000-7000-8000-00000000000a"
 GRID = "01900000-0000-7000-8000-00000000000b"
 ORDER = "01900000-0000-7000-8000-00000000000c"
@@ -177,6 +179,9 @@ GOOD: dict[str, dict[str, str]] = {
         "realized_pnl": "-1",
         "event_at": DAY,
     },
+    "mirror_outbox": {"subject": "ticker", "key": "1"},
+    "mirror_points": {"bucket": "x", "number": "1", "token": "t", "snapshot": "1:1:"},
+    "mirror_state": {"bucket": "x", "server": "1", "form": "1"},
 }
 
 

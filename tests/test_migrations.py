@@ -196,8 +196,8 @@ def test_both_url_schemes_work(database, scheme, monkeypatch):
     assert HEAD == version(database)
 
 
-def test_names_of_63_characters_give_four_roles(cluster, monkeypatch):
-    """Names are cut with a hash, so that the four stay four, each of at most 63 bytes, and the upgrade works."""
+def test_names_of_63_characters_give_five_roles(cluster, monkeypatch):
+    """Names are cut with a hash, so that the five stay five, each of at most 63 bytes, and the upgrade works."""
     name, schema = "d" * 63, "s" * 63
     with engine_of(cluster).execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
@@ -206,10 +206,10 @@ def test_names_of_63_characters_give_four_roles(cluster, monkeypatch):
             use(monkeypatch, url, schema)
             migrations.upgrade()
             roles = roles_of(Settings.from_environment(), name)
-            names = {roles.owner, roles.writer, roles.reader, roles.monitor}
+            names = {roles.owner, roles.writer, roles.reader, roles.monitor, roles.relay}
             assert [] == missing(url, schema)
             assert (
-                4
+                5
                 == len(names)
                 == ask(url, "SELECT count(*) FROM pg_roles WHERE rolname = ANY (:names)", names=list(names))
             )

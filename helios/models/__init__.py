@@ -1,6 +1,7 @@
 """The tables, as classes: `from helios.models import Instrument, Order`."""
 
 from helios.models.base import Base, metadata
+from helios.models.bookkeeping import mirror_outbox, mirror_points, mirror_state
 from helios.models.market import (
     AlertLevel,
     DataQualityMetric,
@@ -75,4 +76,7 @@ __all__ = [
     "TimeInForce",
     "TradingSession",
     "metadata",
+    "mirror_outbox",
+    "mirror_points",
+    "mirror_state",
 ]

@@ -14,9 +14,21 @@ from helios.schema.roles import Roles
 
 log = logging.getLogger("helios.schema")
 
-READ_ONLY = ("alembic_version", "order_history")  # writers only read them: history is written by its trigger alone
-MONITORED = ("alembic_version", "instruments", "tickers", "kline_files", "data_quality_metrics")
+MIRROR_STANDS = ("mirror_points", "mirror_state")
+# writers only read them: history and outbox are written by triggers alone
+READ_ONLY = ("alembic_version", "order_history", "mirror_outbox", *MIRROR_STANDS)
+MONITORED = (
+    "alembic_version",
+    "instruments",
+    "tickers",
+    "kline_files",
+    "data_quality_metrics",
+    "mirror_outbox",
+    *MIRROR_STANDS,
+)
+MIRRORED = ("alembic_version", "instruments", "accounts", "tickers", "klines", "orders", "positions", "mirror_outbox")
 CALLABLE = ("join_orders", "make_kline_partition")  # what writers may call; everything else is called by triggers
+RELAYING = ("empty_mirror_outbox",)  # what the relay of the mirrors may call
 
 
 @dataclass(frozen=True)
@@ -79,9 +91,17 @@ def query(schema: str, roles: Roles, login: str | None) -> TextClause:
         "writer": roles.writer,
         "reader": roles.reader,
         "monitor": roles.monitor,
+        "relay": roles.relay,
         "login": login,
     }
-    lists = {"read_only": READ_ONLY, "monitored": MONITORED, "callable": CALLABLE}
+    lists = {
+        "read_only": READ_ONLY,
+        "monitored": MONITORED,
+        "callable": CALLABLE,
+        "mirrored": MIRRORED,
+        "mirror_stands": MIRROR_STANDS,
+        "relaying": RELAYING,
+    }
     return text((files("helios.schema") / "grants.sql").read_text()).bindparams(
         *(bindparam(name, value, Text) for name, value in names.items()),
         *(bindparam(name, list(value), ARRAY(Text)) for name, value in lists.items()),

@@ -2,8 +2,9 @@
 --   statement  the SQL, identifiers quoted
 --   able       whether the connected role may run it
 -- An installation that lacks nothing gives no row, so a second upgrade rewrites no catalog row.
--- Parameters: schema; owner, writer, reader, monitor (NULL: manage no roles); login (whom to let own the schema);
--- read_only (tables that writers only read), monitored (tables that monitors read), callable (functions of writers).
+-- Parameters: schema; owner, writer, reader, monitor, relay (NULL: manage no roles); login (whom to let own the schema);
+-- read_only (tables that writers only read), monitored (tables that monitors read), callable (functions of writers);
+-- mirrored (tables that the relay reads), mirror_stands (tables it writes), relaying (functions it calls).
 WITH me AS (
     SELECT rolname AS name, rolsuper, rolsuper OR rolcreaterole AS makes_roles,
            current_setting('server_version_num')::int >= 160000 AS v16,
@@ -11,7 +12,8 @@ WITH me AS (
     FROM pg_roles WHERE rolname = current_user
 ), role AS (
     SELECT kind, wanted.name, pg_roles.oid AS found, pg_roles.oid IS NOT NULL OR me.makes_roles AS usable
-    FROM me, (VALUES ('owner', CAST(:owner AS text)), ('writer', :writer), ('reader', :reader), ('monitor', :monitor))
+    FROM me, (VALUES ('owner', CAST(:owner AS text)), ('writer', :writer), ('reader', :reader), ('monitor', :monitor),
+                    ('relay', :relay))
         AS wanted (kind, name)
     LEFT JOIN pg_roles ON rolname = wanted.name
     WHERE wanted.name IS NOT NULL
@@ -70,7 +72,10 @@ WITH me AS (
         WHEN object.kind = 'SCHEMA' THEN '{USAGE}'
         WHEN leaf THEN '{}'  -- a direct write to a partition would pass by its parent's triggers
         WHEN object.kind = 'FUNCTION' AND role.kind = 'writer' AND object.name = ANY (:callable) THEN '{EXECUTE}'
+        WHEN object.kind = 'FUNCTION' AND role.kind = 'relay' AND object.name = ANY (:relaying) THEN '{EXECUTE}'
         WHEN object.kind = 'FUNCTION' THEN '{}'
+        WHEN role.kind = 'relay' THEN CASE WHEN object.name = ANY (:mirror_stands) THEN '{SELECT,INSERT,UPDATE}'
+                                           WHEN object.name = ANY (:mirrored) THEN '{SELECT}' ELSE '{}' END
         WHEN role.kind = 'monitor' THEN CASE WHEN object.name = ANY (:monitored) THEN '{SELECT}' ELSE '{}' END
         WHEN role.kind = 'reader' OR object.name = ANY (:read_only) THEN '{SELECT}'
         WHEN object.kind = 'SEQUENCE' THEN '{USAGE,SELECT}'

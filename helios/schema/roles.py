@@ -1,4 +1,4 @@
-"""The four group roles of a schema, and their names.
+"""The five group roles of a schema, and their names.
 
 Roles belong to the whole server, not to a database, so a name is made of both: `<database>_<schema>_<kind>`.
 """
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from helios.settings import Settings
 
-LONGEST_NAME = 63  # bytes: PostgreSQL cuts a longer name silently, which would make four roles one
+LONGEST_NAME = 63  # bytes: PostgreSQL cuts a longer name silently, which would make five roles one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Roles:
     writer: str | None = None
     reader: str | None = None
     monitor: str | None = None
+    relay: str | None = None
 
     @property
     def managed(self) -> bool:
@@ -40,6 +41,7 @@ def roles_of(settings: Settings, database: str) -> Roles:
         writer=role_name(prefix, "writer"),
         reader=role_name(prefix, "reader"),
         monitor=role_name(prefix, "monitor"),
+        relay=role_name(prefix, "relay"),
     )
 
 
@@ -70,5 +72,5 @@ def shared_elsewhere(connection: Connection, schema: str, roles: Roles) -> list[
     """List (role, place) where a role of this schema has rights elsewhere too: whoever joins it gets those as well."""
     if not roles.managed:
         return []
-    names = [roles.owner, roles.writer, roles.reader, roles.monitor]
+    names = [roles.owner, roles.writer, roles.reader, roles.monitor, roles.relay]
     return [(row.role, row.place) for row in connection.execute(SHARED, {"roles": names, "schema": schema})]

@@ -1,0 +1,132 @@
+"""`helios mirror`: the relay, and how the mirrors do."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import click
+import psycopg2
+from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from helios import db, mirrors
+from helios.cli.output import json_option, show, talk
+from helios.errors import HeliosError, UnreachableError
+from helios.schema import migrations
+from helios.settings import Settings
+
+LEAST_BAD, MOST_SHOWN = 1, 20
+
+
+@click.group(epilog="Example: helios mirror run --metrics-port 9187")
+def mirror() -> None:
+    """Keep tickers, newest candles, open orders and positions in Redis as PostgreSQL has them."""
+
+
+@contextmanager
+def reaching(settings: Settings) -> Iterator[tuple[Engine, Redis]]:
+    """Give both servers; a failure to reach one is a sentence without its password."""
+    engine, client = db.create_engine(settings), db.create_redis(settings)
+    try:
+        with db.reaching(engine.url):
+            with engine.connect() as connection:
+                migrations.refuse_pending(connection, settings.database_schema)
+            yield engine, client
+    except (psycopg2.Error, RedisError, OSError) as error:
+        if isinstance(error, DBAPIError):
+            raise
+        said = db.hide(db.hide(" ".join(str(error).split()), engine.url), db.redis_url(settings))
+        raise UnreachableError(f"{said or type(error).__name__}; check DATABASE_URL and REDIS_URL") from None
+
+
+@mirror.command(epilog="Example: helios mirror run --listen --metrics-port 9187")
+@click.option("--listen", is_flag=True, help="Wait for what services announce; needs a direct connection, no pooler.")
+@click.option("--metrics-port", type=int, metavar="PORT", help="Serve Prometheus's metrics on this port of 127.0.0.1.")
+def run(*, listen: bool, metrics_port: int | None) -> None:
+    """Relay what changes, until SIGTERM or Ctrl-C; several may run, and one leads at a time.
+
+    What is down is waited for. DATABASE_URL's login has to be a member of the group role `relay`.
+    """
+    settings = Settings.from_environment()
+    engine, client = db.create_engine(settings), db.create_redis(settings)
+    service = mirrors.Service(mirrors.Relay(engine, client), listen=listen)
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: service.stop.set())
+    if metrics_port is not None:
+        serve_metrics(service.relay, metrics_port)
+    service.run()
+
+
+def serve_metrics(relay: mirrors.Relay, port: int) -> None:
+    """Serve a relay's metrics on loopback, from a thread that ends with the process."""
+
+    class Metrics(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = mirrors.metrics(relay, time.monotonic()).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing of each request."""
+
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Metrics)
+    except OSError as error:
+        raise HeliosError(f"metrics cannot be served on port {port} ({error}): choose another --metrics-port") from None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+@mirror.command(epilog="Example: helios mirror check --wait 5 --json")
+@click.option("--wait", type=click.FloatRange(min=0), default=10.0, show_default=True, metavar="SECONDS",
+              help="How long what is on its way may take.")  # fmt: skip
+@json_option
+def check(*, wait: float, as_json: bool) -> int:
+    """Compare both sides in full, while others write; exit status 1 on any difference."""
+    with reaching(Settings.from_environment()) as (engine, client):
+        relay = mirrors.Relay(engine, client)
+        try:
+            found = mirrors.check(relay, wait=wait)
+        finally:
+            relay.close()
+    rows = [asdict(each) for each in found.differences]
+    shown = rows if as_json else [{"key": each["key"], "kind": each["kind"]} for each in rows[:MOST_SHOWN]]
+    show(shown, as_json=as_json, nothing="no difference")
+    talk().print(
+        f"{found.compared:,} keys compared in {found.seconds:.1f} s, {len(rows):,} differences", soft_wrap=True
+    )
+    return 1 if rows else 0
+
+
+@mirror.command(epilog="Example: helios mirror rebuild")
+@click.option("--take-over", is_flag=True, help="Also where another server's mirrors are in their place.")
+def rebuild(*, take_over: bool) -> None:
+    """Mirror everything anew; readers go to PostgreSQL meanwhile."""
+    with reaching(Settings.from_environment()) as (engine, client):
+        relay = mirrors.Relay(engine, client)
+        began = time.monotonic()
+        try:
+            relay.rebuild("asked for", take_over=take_over)
+        finally:
+            relay.close()
+    talk().print(
+        f"mirrored {relay.counts.written:,} keys and fields in {time.monotonic() - began:.1f} s", soft_wrap=True
+    )
+
+
+@mirror.command(epilog="Example: helios mirror status --json")
+@json_option
+def status(*, as_json: bool) -> int:
+    """Show lag, backlog and the last rebuild; exit status 1 where no relay runs."""
+    with reaching(Settings.from_environment()) as (engine, client):
+        found = mirrors.status(engine, client)
+    show([asdict(found)], as_json=as_json, nothing="")
+    return 0 if found.relayed and found.together else LEAST_BAD

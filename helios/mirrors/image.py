@@ -1,0 +1,182 @@
+"""What Redis should hold, read from the tables: of what changed, of some keys, or everything."""
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from typing import Any, TypeVar
+
+from helios.errors import SchemaError
+from helios.mirrors import keys
+from helios.mirrors.keys import Key, Name, Place
+from helios.mirrors.values import ORDERS, POSITIONS, PRESENT, SERIES, TICKERS
+from helios.models import Interval
+
+Item = TypeVar("Item")
+Content = str | dict[str, str]
+AT_ONCE = 1_000  # things read, and written to Redis, at a time
+
+
+@dataclass
+class Writes:
+    """What Redis is to be told: texts by key, fields by hash, whole contents by hash; None means gone."""
+
+    texts: dict[str, str | None] = field(default_factory=dict)
+    fields: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    hashes: dict[str, dict[str, str] | None] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Count what is written."""
+        of_hashes = sum(len(each or "-") for each in (*self.fields.values(), *self.hashes.values()))
+        return len(self.texts) + of_hashes
+
+
+@dataclass
+class Changes:
+    """What the entries of the outbox name, each thing once."""
+
+    everything: bool = False
+    tickers: set[int] = field(default_factory=set)
+    series: set[tuple[int, str]] = field(default_factory=set)
+    orders: set[tuple[int, str]] = field(default_factory=set)
+    positions: set[tuple[int, int, str]] = field(default_factory=set)
+    instruments: set[int] = field(default_factory=set)
+    renamed: set[Key] = field(default_factory=set)  # keys of old and new names
+
+    def take(self, subject: str, key: str) -> None:
+        """Take in an entry.
+
+        Raises:
+            SchemaError: the triggers are those of a newer version.
+
+        """
+        parts = key.split("|")
+        if subject == "ticker":
+            self.tickers.add(int(key))
+        elif subject == "series":
+            self.series.add((int(parts[0]), parts[1]))
+        elif subject == "order":
+            self.orders.add((int(parts[0]), parts[1]))
+        elif subject == "position":
+            self.positions.add((int(parts[0]), int(parts[1]), parts[2]))
+        elif subject in ("instrument", "account"):
+            number, *name = json.loads(key)
+            self.take_name(subject, int(number), tuple(name))
+        elif subject == "all":
+            self.everything = True
+        else:
+            raise SchemaError(
+                f"mirror_outbox tells of a {subject!r}: the schema is ahead, run the newer version of Helios"
+            )
+
+    def take_name(self, subject: str, number: int, name: Name) -> None:
+        """Take in a name that something has now, or had before."""
+        if subject == "account":
+            self.renamed |= {Key(keys.ORDERS, name), Key(keys.POSITIONS, name)}
+            return
+        self.instruments.add(number)
+        self.renamed.add(Key(keys.TICKER, name))
+        self.renamed |= {Key(keys.KLINES, (*name, each.value)) for each in Interval}
+
+
+def of_changes(cursor: Any, place: Place, changes: Changes) -> Iterator[Writes]:  # noqa: ANN401 - a driver's cursor
+    """Read what changed as it is now, a part at a time."""
+    for ids in parts(changes.tickers):
+        yield Writes(texts=texts(place, keys.TICKER, rows(cursor, TICKERS["ids"], [ids])))
+    for pairs in parts(changes.series):
+        yield Writes(texts=texts(place, keys.KLINES, rows(cursor, SERIES["ids"], columns(pairs))))
+    for table, statements, wanted in (
+        (keys.ORDERS, ORDERS, changes.orders),
+        (keys.POSITIONS, POSITIONS, changes.positions),
+    ):
+        for some in parts(wanted):
+            yield Writes(fields=fields(place, table, rows(cursor, statements["ids"], columns(some))))
+    for numbers in parts(changes.instruments):
+        for table, statements in ((keys.ORDERS, ORDERS), (keys.POSITIONS, POSITIONS)):
+            yield Writes(fields=fields(place, table, rows(cursor, statements["instruments"], [numbers])))
+    for names in parts(changes.renamed):
+        yield of_keys(cursor, place, names)
+
+
+def of_keys(cursor: Any, place: Place, wanted: Collection[Key]) -> Writes:  # noqa: ANN401 - a driver's cursor
+    """Read the whole content of some keys."""
+    names: dict[str, list[Name]] = defaultdict(list)
+    for key in wanted:
+        names[key.table].append(key.name)
+    writes = Writes()
+    for table, statements in ((keys.TICKER, TICKERS), (keys.KLINES, SERIES)):
+        if names[table]:
+            found = rows(cursor, statements["names"], columns(names[table]))
+            writes.texts |= texts(place, table, found)
+    for table, statements in ((keys.ORDERS, ORDERS), (keys.POSITIONS, POSITIONS)):
+        if names[table]:
+            found = rows(cursor, statements["names"], columns(names[table]))
+            writes.hashes |= dict(hashes(place, table, found))
+    return writes
+
+
+def everything(connection: Any, place: Place) -> Iterator[Writes]:  # noqa: ANN401 - a driver's connection
+    """Read the content of all keys, a part at a time, in the transaction that is open."""
+    for table, statement in ((keys.TICKER, TICKERS["all"]), (keys.KLINES, SERIES["all"])):
+        for some in streamed(connection, statement):
+            yield Writes(texts=texts(place, table, some))
+    for table, statement in ((keys.ORDERS, ORDERS["all"]), (keys.POSITIONS, POSITIONS["all"])):
+        all_rows = (row for some in streamed(connection, statement) for row in some)
+        for key, content in hashes(place, table, all_rows):
+            yield Writes(hashes={key: content})
+
+
+def streamed(connection: Any, statement: str) -> Iterator[list[Any]]:  # noqa: ANN401 - a driver's connection
+    """Run a query whose rows stay on the server until they are wanted."""
+    with connection.cursor("helios_mirror") as cursor:
+        cursor.itersize = AT_ONCE
+        cursor.execute(statement)
+        while some := cursor.fetchmany(AT_ONCE):
+            yield some
+
+
+def rows(cursor: Any, statement: str, values: list[Any]) -> list[Any]:  # noqa: ANN401 - a driver's cursor
+    """Run a query."""
+    cursor.execute(statement, values)
+    return list(cursor.fetchall())
+
+
+def texts(place: Place, table: str, found: Iterable[Any]) -> dict[str, str | None]:
+    """Make keys and texts of rows whose last column is the text."""
+    prefix = f"{place.prefix}{table}:"
+    return {prefix + keys.joined(tuple(row[:-1])): row[-1] for row in found}
+
+
+def fields(place: Place, table: str, found: Iterable[Any]) -> dict[str, dict[str, str | None]]:
+    """Make the fields of hashes of rows: exchange, account, field, text.
+
+    Without PRESENT: a hash that was evicted, and comes back with one field, must not be taken for whole.
+    """
+    made: dict[str, dict[str, str | None]] = defaultdict(dict)
+    for exchange, account, name, text in found:
+        made[place.key(table, exchange, account)][name] = text
+    return made
+
+
+def hashes(place: Place, table: str, found: Iterable[Any]) -> Iterator[tuple[str, dict[str, str] | None]]:
+    """Make whole hashes of rows in the order of their accounts; a fifth column tells whether the account exists."""
+    for (exchange, account), group in groupby(found, lambda row: (row[0], row[1])):
+        its_rows = list(group)
+        if its_rows[0][4:] == (False,):
+            yield place.key(table, exchange, account), None
+        else:
+            content = {row[2]: row[3] for row in its_rows if row[2]}
+            yield place.key(table, exchange, account), {PRESENT: "", **content}
+
+
+def columns(of_rows: Collection[tuple[Any, ...]]) -> list[Any]:
+    """Turn rows into the lists of their columns, as unnest takes them."""
+    return [list(column) for column in zip(*of_rows, strict=True)]
+
+
+def parts(items: Collection[Item]) -> Iterator[list[Item]]:
+    """Cut into parts, in an order that is always the same."""
+    rest = iter(sorted(items, key=repr))
+    while some := list(islice(rest, AT_ONCE)):
+        yield some

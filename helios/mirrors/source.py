@@ -1,0 +1,227 @@
+"""The side of PostgreSQL: the outbox and where the mirrors stand, on one connection that keeps no state.
+
+The relay that holds the bucket's row of mirror_state leads. It is never updated for a batch: each batch adds a row to
+mirror_points, because an old snapshot that somebody holds open would keep every version of an updated row.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Engine
+
+from helios.mirrors.image import Changes
+from helios.mirrors.keys import Place
+from helios.mirrors.values import FORM, PREPARER, literal, table_name
+from helios.models.bookkeeping import mirror_outbox, mirror_points, mirror_state
+
+LONGEST_IDLE = 10  # seconds that a leader may do nothing in its transaction, stopped or stuck, before another one leads
+TOO_BIG = 1 << 20  # bytes of outbox and points that are worth the lock under which they are emptied
+NAMES = {
+    "outbox": table_name(mirror_outbox),
+    "points": table_name(mirror_points),
+    "state": table_name(mirror_state),
+    "outbox_literal": literal(table_name(mirror_outbox)),
+    "points_literal": literal(table_name(mirror_points)),
+    "empty": f"{PREPARER.quote(str(mirror_outbox.schema))}.empty_mirror_outbox",
+    "schema": literal(str(mirror_outbox.schema)),
+    "channel": PREPARER.quote(f"helios_mirror_{mirror_outbox.schema}"[:63]),
+    "form": literal(FORM),
+    "idle": literal(f"{LONGEST_IDLE}s"),
+}
+
+
+def statement(text: str) -> str:
+    """Fill the tables' names in."""
+    return text.format(**NAMES)
+
+
+NEWEST_POINT = "(SELECT * FROM {points} WHERE bucket = %(bucket)s ORDER BY number DESC LIMIT 1)"
+PLACE = statement("""
+    SELECT current_database()::text, {schema}, (SELECT system_identifier::text FROM pg_control_system()),
+           server::text, form
+    FROM {state} WHERE bucket = %(bucket)s
+""")
+# A look at the index for each half: EXISTS would read the whole table, of which the server keeps no statistics.
+POLL = statement(f"""
+    SELECT token, coalesce(
+        (SELECT true FROM {{outbox}}
+         WHERE xid >= CAST(CAST(pg_snapshot_xmax(CAST(snapshot AS pg_snapshot)) AS text) AS bigint)
+         ORDER BY xid DESC LIMIT 1),
+        (SELECT true FROM pg_snapshot_xip(CAST(snapshot AS pg_snapshot)) AS each
+         WHERE EXISTS (SELECT FROM {{outbox}} WHERE xid = CAST(CAST(each AS text) AS bigint)) LIMIT 1),
+        false)
+    FROM {NEWEST_POINT} AS newest
+""")
+# Moments are written in UTC and numbers found by index, whatever the session says; only in this transaction.
+LOOKS = "set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO', true)"
+READ = statement(f"SELECT {LOOKS}")
+LEAD = f"""
+    SELECT {LOOKS}, set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true),
+           -- a token that a crash loses costs a rebuild, no data
+           set_config('synchronous_commit', 'off', true),
+           set_config('idle_in_transaction_session_timeout', {{idle}}, true)
+    FROM {{state}} WHERE bucket = %(bucket)s FOR UPDATE
+"""
+LEAD_OR_WAIT, LEAD_OR_NOT = statement(LEAD), statement(LEAD + " SKIP LOCKED")
+POINT = statement(f"SELECT token, number FROM {NEWEST_POINT} AS newest")
+# What the newest point's snapshot did not hold: what began after it, and what was under way then.
+CHANGED = statement(f"""
+    WITH seen AS MATERIALIZED (SELECT pg_current_snapshot()::text AS now)
+    SELECT subject, key, NULL FROM (
+        SELECT subject, key FROM {NEWEST_POINT} AS newest JOIN {{outbox}}
+            ON xid >= CAST(CAST(pg_snapshot_xmax(CAST(snapshot AS pg_snapshot)) AS text) AS bigint)
+        UNION
+        SELECT subject, key FROM {NEWEST_POINT} AS newest, pg_snapshot_xip(CAST(snapshot AS pg_snapshot)) AS each
+        JOIN {{outbox}} ON xid = CAST(CAST(each AS text) AS bigint)
+    ) AS entries
+    UNION ALL SELECT NULL, NULL, now FROM seen
+""")
+ADVANCE = statement("""
+    INSERT INTO {points} (bucket, number, token, snapshot) VALUES (%(bucket)s, %(number)s, %(token)s, %(snapshot)s)
+""")
+REBUILT = statement("""
+    UPDATE {state} SET server = (SELECT system_identifier FROM pg_control_system()), form = {form},
+        leader = %(leader)s, rebuilt_at = clock_timestamp(), rebuild_reason = %(reason)s,
+        rebuild_milliseconds = %(milliseconds)s
+    WHERE bucket = %(bucket)s
+""")
+SIZE = statement("""
+    SELECT pg_total_relation_size({outbox_literal}::regclass) + pg_total_relation_size({points_literal}::regclass)
+""")
+EMPTY = statement("SELECT {empty}()")
+CHANNEL = statement("LISTEN {channel}")
+CALL = statement("NOTIFY {channel}")
+PATIENCE = statement("SELECT set_config('lock_timeout', '2s', true)")  # for another relay that leads
+READS_ALL = statement("SELECT set_config('enable_seqscan', 'on', true)")
+SNAPSHOT = statement("SELECT pg_current_snapshot()::text")
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where the mirrors stand, as PostgreSQL knows it."""
+
+    token: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Home:
+    """Which database this is, and which server the mirrors were made from last."""
+
+    place: Place
+    server: str
+    made_from: str
+    form: str
+
+
+class Source:
+    """A connection to PostgreSQL; `home` tells where it leads to."""
+
+    def __init__(self, engine: Engine, bucket: str) -> None:
+        self.bucket = {"bucket": bucket}
+        self.connection = connected(engine)
+        try:
+            self.connection.autocommit = True
+            database, schema, server, made_from, form = self.one(PLACE)
+        except BaseException:
+            self.close()
+            raise
+        self.home = Home(Place(database, schema, bucket), server, made_from, form)
+
+    def close(self) -> None:
+        """Give the connection up; a transaction that is open is rolled back."""
+        self.connection.close()
+
+    def one(self, query: str, **values: object) -> Any:  # noqa: ANN401 - a row of any kind
+        """Ask for a row; None where there is none."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(query, {**self.bucket, **values})
+            return cursor.fetchone()
+
+    def poll(self) -> tuple[str, bool]:
+        """Tell the newest point's token, and whether anything changed since; one look, no transaction."""
+        token, changed = self.one(POLL)
+        return token, changed
+
+    @contextmanager
+    def leading(self, *, wait: bool = False) -> Iterator[Point | None]:
+        """Lead for a transaction, committed at the end; None where another relay leads and `wait` is not set."""
+        self.connection.autocommit = False
+        try:
+            if wait:
+                self.one(PATIENCE)
+            held = self.one(LEAD_OR_WAIT if wait else LEAD_OR_NOT)
+            yield Point(*self.one(POINT)) if held else None
+            self.connection.commit()
+        finally:
+            if not self.connection.closed:
+                self.connection.rollback()
+                self.connection.autocommit = True
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read in a transaction, without leading."""
+        self.connection.autocommit = False
+        try:
+            self.one(READ)
+            yield
+        finally:
+            if not self.connection.closed:
+                self.connection.rollback()
+                self.connection.autocommit = True
+
+    def changes(self) -> tuple[Changes, str, int]:
+        """Read what changed since the newest point, the snapshot it was seen in, and how many entries that were."""
+        changes, snapshot = Changes(), ""
+        with self.connection.cursor() as cursor:
+            cursor.execute(CHANGED, self.bucket)
+            entries = cursor.fetchall()
+        for subject, key, seen in entries:
+            if subject is None:
+                snapshot = seen
+            else:
+                changes.take(subject, key)
+        return changes, snapshot, len(entries) - 1
+
+    def snapshot(self) -> str:
+        """Take a snapshot: what is in it is seen by everything that is read afterwards."""
+        return str(self.one(SNAPSHOT)[0])
+
+    def all_to_read(self) -> str:
+        """Take a snapshot before everything is read, which tables are then read as a whole for."""
+        self.one(READS_ALL)
+        return self.snapshot()
+
+    def advance(self, point: Point, token: str, snapshot: str) -> None:
+        """Write where the mirrors stand now; it counts once the transaction is committed."""
+        with self.connection.cursor() as cursor:
+            values = {**self.bucket, "number": point.number + 1, "token": token, "snapshot": snapshot}
+            cursor.execute(ADVANCE, values)
+
+    def rebuilt(self, reason: str, seconds: float) -> None:
+        """Write that everything was mirrored anew."""
+        values = {"reason": reason, "milliseconds": round(seconds * 1000), "leader": here()}
+        with self.connection.cursor() as cursor:
+            cursor.execute(REBUILT, {**self.bucket, **values})
+        self.home = replace(self.home, made_from=self.home.server, form=FORM)
+
+    def empty(self) -> bool:
+        """Empty outbox and points where they have grown; False where they are small, in use, or much waits."""
+        return bool(self.one(SIZE)[0] > TOO_BIG and self.one(EMPTY)[0])
+
+
+def connected(engine: Engine) -> Any:  # noqa: ANN401 - a driver's connection
+    """Connect as the engine does, past its pool."""
+    pooled = engine.raw_connection()
+    connection = pooled.dbapi_connection
+    pooled.detach()
+    return connection
+
+
+def here() -> str:
+    """Name this process."""
+    return f"{socket.gethostname()} process {os.getpid()}"

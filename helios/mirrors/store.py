@@ -1,0 +1,180 @@
+"""The side of Redis: one connection that watches the token, and batches that pass only while it has not moved.
+
+The token is WATCHed at all times, so a batch is one round trip: MULTI, what is to be written, EXEC, and WATCH again.
+Where anybody else has set the token, Redis was emptied or put back, EXEC does nothing, and the batch raises LostError:
+whoever led before and wakes up late writes nothing. Commands are packed here, because redis-py's own pipeline spends
+more time on them than Redis does.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from helios.errors import HeliosError
+from helios.mirrors.image import Writes
+from helios.mirrors.keys import Place
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+ALIVE = 60_000  # milliseconds that a heartbeat lives: a reader's lag is this less its time to live
+# What an ACL has to allow, beside `~<pattern>` for the keys: the relay, its check included, and a reader.
+RELAY_COMMANDS = "watch unwatch multi exec get mget set mset del unlink hset hdel hgetall scan hello auth select ping"
+READER_COMMANDS = "get mget pttl hget hgetall hello auth select ping"
+
+
+class LostError(HeliosError):
+    """Somebody else moved the token, or Redis was emptied or put back; nothing of the batch was written."""
+
+
+class Store:
+    """A connection to the Redis that holds a bucket; `token` is what the bucket says it stands at, None for nothing."""
+
+    def __init__(self, client: "Redis", place: Place) -> None:
+        self.pool = client.connection_pool
+        self.place = place
+        self.connection: Any = self.pool.get_connection()
+        self.token: str | None = None
+        try:
+            self.watch()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self.connection.disconnect()
+        self.pool.release(self.connection)
+
+    def watch(self) -> str | None:
+        """Read the token, and watch it from now on."""
+        # UNWATCH first: WATCH alone would keep an old mark, and EXEC would go on failing.
+        answers = self.ask(packed("UNWATCH"), packed("WATCH", self.place.token), packed("GET", self.place.token))
+        raise_any(answers)
+        self.token = decoded(answers[2])
+        return self.token
+
+    def write(
+        self, commands: Iterable[bytes], *, token: str | None = None, server: str = "", age: float | None = None
+    ) -> None:
+        """Write a batch, whole or not at all.
+
+        Args:
+            commands: packed commands.
+            token: the token to set with it; None leaves the old one.
+            server: whose mirrors these are; the heartbeat's value.
+            age: how many seconds ago the tables were as Redis is afterwards; None sets no heartbeat.
+
+        Raises:
+            LostError: the token has moved; nothing was written.
+            RedisError: Redis is not reached, or refuses; whether the batch was written is not known.
+
+        """
+        body = list(commands)
+        if token is not None:
+            body.append(packed("SET", self.place.token, token))
+        if age is not None:
+            lives = max(1, ALIVE - int(age * 1000) - 1)
+            body.append(packed("SET", self.place.heartbeat, server, "PX", str(lives)))
+        before = self.token
+        answers = self.ask(
+            packed("MULTI"), *body, packed("EXEC"), packed("WATCH", self.place.token), packed("GET", self.place.token)
+        )
+        *queued, done, watching, token_now = answers
+        raise_any([*queued, watching, token_now])
+        self.token = decoded(token_now)
+        if done is None:
+            raise LostError(f"another relay moved {self.place.token}, or Redis was emptied or put back")
+        raise_any([done] if isinstance(done, Exception) else done)
+        if self.token != (before if token is None else token):
+            raise LostError(f"another relay moved {self.place.token} just now")
+
+    def ask(self, *commands: bytes) -> list[Any]:
+        """Send commands at once, and read an answer to each; refusals are given as they are."""
+        self.connection.send_packed_command([b"".join(commands)])
+        answers: list[Any] = []
+        for _ in commands:
+            try:
+                answers.append(self.connection.read_response())
+            except ResponseError as error:
+                answers.append(error)
+        return answers
+
+    def found(self) -> Iterator[list[str]]:
+        """Find every key of the bucket but the token, some at a time; a key may come twice."""
+        pattern = "".join(f"\\{each}" if each in "*?[]\\" else each for each in self.place.prefix) + "*"
+        cursor = "0"
+        while True:
+            answer = self.ask(packed("SCAN", cursor, "MATCH", pattern, "COUNT", "1000"))
+            raise_any(answer)
+            cursor = answer[0][0].decode()
+            names = [name.decode() for name in answer[0][1]]
+            yield [name for name in names if name != self.place.token]
+            if cursor == "0":
+                return
+
+    def read(self, names: list[str], hashes: Iterable[str]) -> dict[str, Any]:
+        """Read the content of keys as it is: texts, None for what is absent, dictionaries for hashes."""
+        is_hash = set(hashes)
+        plain = [name for name in names if name not in is_hash]
+        commands = [packed("MGET", *plain)] if plain else []
+        of_hashes = [name for name in names if name in is_hash]
+        commands += [packed("HGETALL", name) for name in of_hashes]
+        answers = self.ask(*commands) if commands else []
+        contents: dict[str, Any] = {}
+        if plain:
+            raise_any(answers[:1])
+            contents |= dict(zip(plain, map(decoded, answers.pop(0)), strict=True))
+        for name, answer in zip(of_hashes, answers, strict=True):
+            contents[name] = hash_of(answer)
+        return contents
+
+
+def hash_of(answer: Any) -> dict[str, str] | str | None:  # noqa: ANN401 - whatever Redis answered
+    """Read the answer to HGETALL, in Redis's old protocol or its new one; what is no hash is told as it is."""
+    if isinstance(answer, RedisError):
+        return str(answer)
+    if isinstance(answer, list):
+        answer = dict(zip(answer[::2], answer[1::2], strict=True))
+    return {name.decode(): value.decode(errors="replace") for name, value in answer.items()} or None
+
+
+def commands_of(writes: Writes) -> Iterator[bytes]:
+    """Write the commands of some writes: one for all texts, one for all that goes, at most two for each hash."""
+    told = [part for key, text in writes.texts.items() if text is not None for part in (key, text)]
+    if told:
+        yield packed("MSET", *told)
+    gone = [key for key, content in (*writes.texts.items(), *writes.hashes.items()) if content is None]
+    whole = [key for key, content in writes.hashes.items() if content is not None]
+    if gone or whole:
+        yield packed("DEL", *gone, *whole)
+    for key, fields in (*writes.fields.items(), *writes.hashes.items()):
+        if fields is not None:
+            if told := [part for name, text in fields.items() if text is not None for part in (name, text)]:
+                yield packed("HSET", key, *told)
+            if lacking := [name for name, text in fields.items() if text is None]:
+                yield packed("HDEL", key, *lacking)
+
+
+def packed(*parts: str) -> bytes:
+    """Pack a command as Redis reads it."""
+    out = [b"*%d\r\n" % len(parts)]
+    for part in parts:
+        data = part.encode()
+        out += (b"$%d\r\n" % len(data), data, b"\r\n")
+    return b"".join(out)
+
+
+def decoded(answer: Any) -> str | None:  # noqa: ANN401 - whatever Redis answered
+    """Read a text; what is no text, such as a refusal, is told as it is and equals nothing that is expected."""
+    if answer is None:
+        return None
+    return answer.decode(errors="replace") if isinstance(answer, bytes) else str(answer)
+
+
+def raise_any(answers: Iterable[Any]) -> None:
+    """Raise the first refusal among answers."""
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer

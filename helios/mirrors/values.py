@@ -1,0 +1,192 @@
+"""What the mirrors hold: the values as PostgreSQL writes them, for some keys or for all.
+
+Values are texts. A ticker, an order and a position are JSON objects with the names of the tables' columns; exact
+numbers are texts in them, moments ISO 8601 in UTC. A series of klines is one candle a line, oldest first, its fields
+separated by commas as in `CANDLE`; what is not told is empty. Orders and positions are fields of one hash for each
+account, which also has the field `` (empty): a hash that is there without other fields says "none", one that is not
+there says nothing.
+"""
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from sqlalchemy import Table
+from sqlalchemy.dialects import postgresql
+
+from helios.models import OPEN_STATUSES, Account, Instrument, Interval, Kline, Order, Position, Ticker
+from helios.models.base import Exact
+
+NEWEST = 200  # candles of a series
+FORM = f"1 {NEWEST}"  # of everything below: a Helios that writes otherwise has another, and mirrors all anew
+CANDLE = (
+    "open_time",
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "quote_volume",
+    "trades",
+    "taker_buy_volume",
+    "taker_buy_quote_volume",
+)
+PRESENT = ""  # the field that every hash has
+
+
+PREPARER = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call]
+
+
+def table_name(table: Any) -> str:  # noqa: ANN401 - a declarative class's __table__ is typed as FromClause
+    """Write the name of a table, schema and all."""
+    return PREPARER.format_table(cast("Table", table))
+
+
+def literal(value: str) -> str:
+    """Write a text as SQL does."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def json_of(model: type[Any], alias: str, leave_out: Iterable[str], **more: str) -> str:
+    """Write the SQL of a row as JSON, exact numbers as text."""
+    pairs = [
+        f"{literal(column.name)}, {alias}.{PREPARER.quote(column.name)}"
+        + ("::text" if isinstance(column.type, Exact) else "")
+        for column in cast("Table", model.__table__).columns
+        if column.name not in leave_out
+    ]
+    pairs += [f"{literal(name)}, {source}" for name, source in more.items()]
+    return f"json_build_object({', '.join(pairs)})::text"
+
+
+def field_of_candle(name: str) -> str:
+    """Write the SQL of a candle's field as text."""
+    if name == "open_time":
+        return "(extract(epoch FROM open_time) * 1000)::bigint"
+    return f"coalesce({PREPARER.quote(name)}::text, '')"
+
+
+TABLES = {
+    "instruments": table_name(Instrument.__table__),
+    "accounts": table_name(Account.__table__),
+    "tickers": table_name(Ticker.__table__),
+    "klines": table_name(Kline.__table__),
+    "orders": table_name(Order.__table__),
+    "positions": table_name(Position.__table__),
+    "ticker": json_of(Ticker, "t", ()),
+    "order": json_of(Order, "o", ("id",), market="i.market", symbol="i.symbol"),
+    "position": json_of(Position, "p", ("account_id",), market="i.market", symbol="i.symbol"),
+    "is_open": f"o.status IN ({', '.join(map(literal, OPEN_STATUSES))})",
+    "intervals": ", ".join(f"({literal(each.value)})" for each in Interval),
+    "newest": str(NEWEST),
+    "candle": f"concat_ws(',', {', '.join(map(field_of_candle, CANDLE))})",
+}
+
+
+def statement(text: str) -> str:
+    """Fill the tables' names and the values' forms into a statement, once: the relay runs it again and again."""
+    return text.format(**TABLES)
+
+
+LINES = """
+    CROSS JOIN LATERAL (
+        SELECT string_agg(line, E'\\n' ORDER BY open_time) AS lines FROM (
+            SELECT open_time, {candle} AS line FROM {klines} AS k
+            WHERE k.instrument_id = w.instrument_id AND k."interval" = w."interval"
+            ORDER BY open_time DESC LIMIT {newest}
+        ) AS newest
+    ) AS series
+"""
+NAMED = "unnest(%s::text[], %s::text[], %s::text[]) AS n (exchange, market, symbol)"
+TICKERS = {
+    "all": statement("""
+        SELECT i.exchange, i.market, i.symbol, {ticker} FROM {tickers} AS t
+        JOIN {instruments} AS i ON i.id = t.instrument_id
+    """),
+    "ids": statement("""
+        SELECT i.exchange, i.market, i.symbol, CASE WHEN t.instrument_id IS NOT NULL THEN {ticker} END
+        FROM unnest(%s::integer[]) AS w (id) JOIN {instruments} AS i USING (id)
+        LEFT JOIN {tickers} AS t ON t.instrument_id = i.id
+    """),
+    "names": statement(f"""
+        SELECT n.exchange, n.market, n.symbol, CASE WHEN t.instrument_id IS NOT NULL THEN {{ticker}} END
+        FROM {NAMED} LEFT JOIN {{instruments}} AS i USING (exchange, market, symbol)
+        LEFT JOIN {{tickers}} AS t ON t.instrument_id = i.id
+    """),
+}
+SERIES = {
+    "all": statement(f"""
+        WITH RECURSIVE found AS (
+            SELECT n."interval", (SELECT min(instrument_id) FROM {{klines}} AS k WHERE k."interval" = n."interval")
+                AS instrument_id
+            FROM (VALUES {{intervals}}) AS n ("interval")
+            UNION ALL
+            SELECT found."interval", (SELECT min(instrument_id) FROM {{klines}} AS k
+                                      WHERE k."interval" = found."interval" AND k.instrument_id > found.instrument_id)
+            FROM found WHERE found.instrument_id IS NOT NULL
+        )
+        SELECT i.exchange, i.market, i.symbol, w."interval", lines
+        FROM found AS w JOIN {{instruments}} AS i ON i.id = w.instrument_id {LINES}
+        WHERE lines IS NOT NULL
+    """),
+    "ids": statement(f"""
+        SELECT i.exchange, i.market, i.symbol, w."interval", lines
+        FROM unnest(%s::integer[], %s::text[]) AS w (instrument_id, "interval")
+        JOIN {{instruments}} AS i ON i.id = w.instrument_id {LINES}
+    """),
+    "names": statement(f"""
+        SELECT w.exchange, w.market, w.symbol, w."interval", lines FROM (
+            SELECT n.*, i.id AS instrument_id
+            FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[]) AS n (exchange, market, symbol, "interval")
+            LEFT JOIN {{instruments}} AS i USING (exchange, market, symbol)
+        ) AS w {LINES}
+    """),
+}
+ORDERS = {
+    "all": statement("""
+        SELECT a.exchange, a.name, o.id::text, {order}
+        FROM {accounts} AS a LEFT JOIN {orders} AS o ON o.account_id = a.id AND {is_open}
+        LEFT JOIN {instruments} AS i ON i.id = o.instrument_id ORDER BY a.id
+    """),
+    "ids": statement("""
+        SELECT a.exchange, a.name, w.id, CASE WHEN o.id IS NOT NULL THEN {order} END
+        FROM unnest(%s::integer[], %s::text[]) AS w (account_id, id) JOIN {accounts} AS a ON a.id = w.account_id
+        LEFT JOIN {orders} AS o ON o.id = w.id::uuid AND o.account_id = w.account_id AND {is_open}
+        LEFT JOIN {instruments} AS i ON i.id = o.instrument_id
+    """),
+    "names": statement("""
+        SELECT n.exchange, n.name, o.id::text, CASE WHEN a.id IS NOT NULL THEN {order} END, a.id IS NOT NULL
+        FROM unnest(%s::text[], %s::text[]) AS n (exchange, name) LEFT JOIN {accounts} AS a USING (exchange, name)
+        LEFT JOIN {orders} AS o ON o.account_id = a.id AND {is_open}
+        LEFT JOIN {instruments} AS i ON i.id = o.instrument_id ORDER BY n.exchange, n.name
+    """),
+    "instruments": statement("""
+        SELECT a.exchange, a.name, o.id::text, {order} FROM {orders} AS o JOIN {accounts} AS a ON a.id = o.account_id
+        JOIN {instruments} AS i ON i.id = o.instrument_id WHERE {is_open} AND o.instrument_id = ANY (%s::integer[])
+    """),
+}
+POSITIONS = {
+    "all": statement("""
+        SELECT a.exchange, a.name, concat_ws('|', p.instrument_id, p.position_side), {position}
+        FROM {accounts} AS a LEFT JOIN {positions} AS p ON p.account_id = a.id
+        LEFT JOIN {instruments} AS i ON i.id = p.instrument_id ORDER BY a.id
+    """),
+    "ids": statement("""
+        SELECT a.exchange, a.name, concat_ws('|', w.instrument_id, w.position_side),
+               CASE WHEN p.account_id IS NOT NULL THEN {position} END
+        FROM unnest(%s::integer[], %s::integer[], %s::text[]) AS w (account_id, instrument_id, position_side)
+        JOIN {accounts} AS a ON a.id = w.account_id
+        LEFT JOIN {positions} AS p USING (account_id, instrument_id, position_side)
+        LEFT JOIN {instruments} AS i ON i.id = p.instrument_id
+    """),
+    "names": statement("""
+        SELECT n.exchange, n.name, concat_ws('|', p.instrument_id, p.position_side), {position}, a.id IS NOT NULL
+        FROM unnest(%s::text[], %s::text[]) AS n (exchange, name) LEFT JOIN {accounts} AS a USING (exchange, name)
+        LEFT JOIN {positions} AS p ON p.account_id = a.id
+        LEFT JOIN {instruments} AS i ON i.id = p.instrument_id ORDER BY n.exchange, n.name
+    """),
+    "instruments": statement("""
+        SELECT a.exchange, a.name, concat_ws('|', p.instrument_id, p.position_side), {position}
+        FROM {positions} AS p JOIN {accounts} AS a ON a.id = p.account_id
+        JOIN {instruments} AS i ON i.id = p.instrument_id WHERE p.instrument_id = ANY (%s::integer[])
+    """),
+}
