@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -233,8 +233,10 @@ class Load:
                 tables.make_partition(self.connection, self.source, year)
 
     @contextmanager
-    def reading(self, stage: Stage, bounds: Bounds | None, instrument_id: int) -> Iterator[Reading]:
-        """Start a reading of the file."""
+    def reading(
+        self, stage: Stage, bounds: Bounds | None, instrument_id: int, cuts: Sequence[int] = ()
+    ) -> Iterator[Reading]:
+        """Start a reading of the file; with `cuts` (ms), of as many sections and one more."""
         interval = self.source.interval
         job = {
             "step": milliseconds(interval),
@@ -245,6 +247,7 @@ class Load:
             "instrument_id": instrument_id,
             "interval": str(interval),
             "now": now(),
+            "cuts": cuts,
         }
         size = os.fstat(self.file.fileno()).st_size
 
