@@ -115,6 +115,7 @@ GOOD: dict[str, dict[str, str]] = {
         "rejected": "0",
         "first_open_time": DAY,
         "last_open_time": DAY,
+        "stamp": "2049:131:153865417:1735689600000000000:1735689600000000000",
     },
     "trading_sessions": PARENTS["trading_sessions"]
     | {"id": NEXT, "status": "STOPPED", "stopped_at": DAY, "parameters": '{"steps": 3}', "note": "a try"},
