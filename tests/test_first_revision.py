@@ -12,7 +12,7 @@ from alembic.operations import Operations
 from alembic.operations.ops import CreateTableOp, UpgradeOps
 from sqlalchemy import BLANK_SCHEMA, URL, Connection, Engine, MetaData, create_engine, text
 from sqlalchemy.dialects import postgresql
-from tables import REVISIONS, SCHEMA, catalog, look_into, revision, run
+from tables import REVISION_NAMES, REVISIONS, SCHEMA, catalog, look_into, revision, run
 
 from helios.models import metadata
 
@@ -165,7 +165,8 @@ def offline(step: str) -> str:
         dialect=postgresql.dialect(paramstyle="named"), opts={"as_sql": True, "output_buffer": out}
     )
     with Operations.context(context):
-        getattr(revision("0001"), step)()
+        for name in REVISION_NAMES if step == "upgrade" else reversed(REVISION_NAMES):
+            getattr(revision(name), step)()
     return out.getvalue()
 
 

@@ -22,6 +22,7 @@ from installation import (
 )
 from sqlalchemy import URL, text
 from sqlalchemy.exc import ProgrammingError
+from tables import REVISION_NAMES
 
 from helios.errors import EnvironmentRefusedError, RightsError, SettingError, UnreachableError
 from helios.schema import environment, grants, migrations
@@ -32,7 +33,7 @@ SCHEMA = "helios_trading"
 PUBLIC = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
 TYPES_IN_PUBLIC = "SELECT count(*) FROM pg_type WHERE typnamespace = 'public'::regnamespace"
 TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname = :schema"
-HEAD = "0001"
+HEAD = REVISION_NAMES[-1]
 
 
 def mark(url: URL, name: str, schema: str = SCHEMA) -> None:
@@ -288,7 +289,7 @@ def test_two_upgrades_at_once_make_one_schema(database):
     """The second waits for the first, then finds nothing to do."""
     running = [start("alembic", "upgrade", "head", env=variables(database)) for _ in range(2)]
     talk = "".join(finish(each)[1] for each in running)
-    assert 1 == talk.count("applied revision 0001")
+    assert 1 == talk.count(f"applied revision {HEAD}")
     assert [] == missing(database)
 
 
@@ -471,7 +472,7 @@ def test_printed_sql_needs_no_server():
 def test_pending_tells_what_a_database_lacks(database, monkeypatch):
     """What a service asks at its start: everything before the upgrade, nothing after, an error when it is ahead."""
     with engine_of(database).connect() as connection:
-        assert [HEAD] == migrations.pending(connection, SCHEMA)
+        assert REVISION_NAMES == migrations.pending(connection, SCHEMA)
     use(monkeypatch, database)
     migrations.upgrade()
     with engine_of(database).connect() as connection:
