@@ -11,6 +11,8 @@ from helios.models import metadata
 
 SCHEMA = str(metadata.schema)
 
+REVISION_NAMES = sorted(file.name.partition("_")[0] for file in REVISIONS.glob("*.py"))
+
 SESSION = "01900000-0000-7000-8000-00000000000a"
 GRID = "01900000-0000-7000-8000-00000000000b"
 ORDER = "01900000-0000-7000-8000-00000000000c"
@@ -108,6 +110,7 @@ GOOD: dict[str, dict[str, str]] = {
         "rejected": "0",
         "first_open_time": DAY,
         "last_open_time": DAY,
+        "stamp": "2049:131:153865417:1735689600000000000:1735689600000000000",
     },
     "trading_sessions": PARENTS["trading_sessions"]
     | {"id": NEXT, "status": "STOPPED", "stopped_at": DAY, "parameters": '{"steps": 3}', "note": "a try"},

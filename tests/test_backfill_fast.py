@@ -215,7 +215,7 @@ def test_an_abandoned_reading_ends(tmp_path, symbol) -> None:
     """A reading that nobody takes anything from ends when it is closed, and leaves no thread."""
     made = make_klines.make_file(tmp_path, symbol, "1m", start=JANUARY, rows=30_000)
     job = {"step": MINUTE, "anchor": 0, "steps": {}, "bounds": None, "write": True}
-    job |= {"instrument_id": 1, "interval": "1m", "now": NOW}
+    job |= {"instrument_id": 1, "interval": "1m", "now": NOW, "cuts": []}
     with made.path.open("rb", buffering=0) as file:
         started = FastReading(made.path, file, job, lambda _: None)
         started.peek()

@@ -18,6 +18,7 @@ from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
 from helios.backfill import Mode, Options, Outcome, Tier, load, load_many, recognise
+from helios.backfill.bounds import likely_bounds
 from helios.errors import InputError, RightsError
 
 JANUARY = datetime(2025, 1, 1, tzinfo=UTC)
@@ -173,6 +174,36 @@ def test_a_killed_initial_load_leaves_nothing(fresh, symbol, tmp_path, moment) -
     report = load(fresh, recognise(made.path), initial=True)
     assert 20_000 == report.inserted
     assert before == shape(fresh)
+
+
+@pytest.mark.parametrize("tier", Tier)
+@pytest.mark.parametrize("late", [False, True])
+def test_each_year_goes_into_its_own_partition(fresh, symbol, tmp_path, tier, late) -> None:
+    """A file of three years with one between that has no candle, in order, or its first row being the last."""
+    starts = (datetime(2021, 12, 31, tzinfo=UTC), datetime(2024, 1, 1, tzinfo=UTC))
+    lines = [",".join(row) for start in starts for row in make_klines.candles(symbol, "1h", start, 50)]
+    path = tmp_path / f"{symbol}-1h.csv"
+    path.write_text("\n".join([*lines[1:], lines[0]] if late else lines) + "\n")
+    report = load(fresh, recognise(path), initial=True, tier=tier)
+    assert (Mode.INITIAL, 100, late) == (report.mode, report.inserted, any("out of order" in r for r in report.reasons))
+    years = (f"SELECT count(*) FROM helios_trading.klines_1h_{year}" for year in (2021, 2022, 2024))
+    assert [(24,), (26,), (50,)] == ask(fresh, " UNION ALL ".join(years))
+    again = load(fresh, recognise(path), again=True)
+    assert (Mode.COMPARED, 0, 100) == (again.mode, again.written, again.unchanged)
+
+
+def test_a_long_file_is_not_looked_at_before(tmp_path) -> None:
+    """The ends of a file tell its years where so many rows fill them; one wrong row at the end does not."""
+    made = make_klines.make_file(tmp_path, "BTCUSDT", "12h", start=datetime(2020, 1, 1, tzinfo=UTC), rows=3000)
+    source = recognise(made.path)
+    with made.path.open("rb") as file:
+        bounds = likely_bounds(source, file)
+        assert bounds
+        assert [2020, 2021, 2022, 2023, 2024] == bounds.years
+    lines = made.path.read_text().splitlines(keepends=True)
+    made.path.write_text("".join([*lines[:100], lines[-1]]))
+    with made.path.open("rb") as file:
+        assert likely_bounds(source, file) is None
 
 
 def test_files_of_one_interval_share_the_partition(fresh, symbol, tmp_path) -> None:

@@ -91,7 +91,7 @@ def test_months_have_their_own_days(number) -> None:
     assert Grid(0, 0).number(moment + DAY) is None
 
 
-def pieces_of(content: bytes, block: int) -> Iterable[tuple[int, bytes, bool]]:
+def pieces_of(content: bytes, block: int) -> Iterable[tuple[int, bytes, bool, int]]:
     """Read a file in blocks of a size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "BLOCK", block)
@@ -104,7 +104,7 @@ def test_csv_is_cut_at_line_feeds(block, ending) -> None:
     """Wherever a block ends, the same lines with the same numbers come out."""
     content = f"\ufeff1,2{ending}3,4{ending}{ending}5,6".encode()
     lines = {}
-    for first, data, _ in pieces_of(content, block):
+    for first, data, *_ in pieces_of(content, block):
         lines |= dict(enumerate(data.removesuffix(b"\n").split(b"\n"), first))
     assert {1: b"1,2", 2: b"3,4", 3: b"", 4: b"5,6"} == lines
 
@@ -114,7 +114,7 @@ def test_csv_is_cut_at_line_feeds(block, ending) -> None:
 def test_json_is_cut_between_rows(block, content) -> None:
     """Wherever a block ends, the same rows with the same numbers come out."""
     rows = {}
-    for first, data, torn in pieces_of(content.encode(), block):
+    for first, data, torn, _ in pieces_of(content.encode(), block):
         assert not torn
         rows |= dict(enumerate(data.removesuffix(b"\n").split(b"\n"), first))
     assert {1: b"1,2", 2: b"3,4", 3: b"5,6"} == rows

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import BinaryIO
 
 from helios.backfill import tables
@@ -13,7 +13,8 @@ END = 4096  # bytes looked at, at either end
 COMMAS = 11  # in a row of the official layout
 MICROSECONDS_FROM = 10**14
 PLAUSIBLE = (946_684_800_000, 7_258_118_400_000)  # 2000 to 2200
-MOST_YEARS = 2  # a longer span is looked at first: one wrong row would make partitions for decades
+MOST_YEARS = 2  # a longer span has to be one that the rows fill: one wrong row would make partitions for decades
+FILLED = 2  # the candles that fit between the ends, for each row: so many may be missing
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,15 @@ def likely_bounds(source: Source, file: BinaryIO) -> Bounds | None:
     if first is None or last is None or first > last:
         return None
     years = list(range(moment_of(first).year, moment_of(last).year + 1))
-    return Bounds(first, last, years, official=True) if len(years) <= MOST_YEARS else None
+    if len(years) > MOST_YEARS and not filled(source, last - first, size / len(tail[0])):
+        return None
+    return Bounds(first, last, years, official=True)
+
+
+def filled(source: Source, span: int, rows: float) -> bool:
+    """Say whether so many rows, more or less, fill a span (ms)."""
+    length = source.interval.length
+    return length is not None and span <= FILLED * rows * (length / timedelta(milliseconds=1))
 
 
 def opening(line: bytes) -> int | None:

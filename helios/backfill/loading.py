@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -21,10 +21,11 @@ from helios.backfill.initial import Initial
 from helios.backfill.reading import OutOfBoundsError, Reading, now
 from helios.backfill.report import Mode, Progress, Report, Stage, remove_rejects, write_rejects
 from helios.backfill.source import Source
+from helios.backfill.stamp import stamp_of
 from helios.backfill.tiers import Tier, chosen, reading
 from helios.backfill.verdict import completed, judged, moment
 from helios.errors import HeliosError, InputError
-from helios.models import Interval, Kline, QualitySubject
+from helios.models import Interval, Kline, KlineFile, QualitySubject
 
 MONDAY = 4 * 86_400_000  # 1970-01-05, where weeks are counted from
 OFFICIAL = 12
@@ -151,20 +152,21 @@ class Load:
     rejects: Path | None
     progress: Tell
     tier: Tier
-    stamp: tuple[int, int] = field(init=False)
+    size_and_time: tuple[int, int] = field(init=False)
+    stamp: str | None = field(init=False)
 
     def __post_init__(self) -> None:
         """Note what the file is like before anything of it is read."""
-        self.stamp = self.stamped()
+        self.size_and_time, self.stamp = self.sized_and_timed(), stamp_of(self.file.fileno())
 
-    def stamped(self) -> tuple[int, int]:
+    def sized_and_timed(self) -> tuple[int, int]:
         """Tell the file's size, and when it was last written to."""
         at = os.fstat(self.file.fileno())
         return at.st_size, at.st_mtime_ns
 
     def refuse_changed(self) -> None:
         """Refuse a file that was written to since: its parts may be of two versions, and the checksum of a third."""
-        if self.stamped() != self.stamp:
+        if self.sized_and_timed() != self.size_and_time:
             raise InputError(f"{self.source.path} changed while it was read: load it again") from None
 
     @contextmanager
@@ -180,7 +182,7 @@ class Load:
         """Report a file whose content is the one that was loaded before."""
         with transaction(self.connection):
             known = tables.known_file(self.connection, self.source)
-        if known is None or known.sha256 != hashlib.file_digest(self.file, "sha256").hexdigest():
+        if known is None or not (self.is_same(known) or self.holds_same(known)):
             return None
         return Report(
             source=self.source,
@@ -191,6 +193,19 @@ class Load:
             first=known.first_open_time,
             last=known.last_open_time,
         )
+
+    def is_same(self, known: KlineFile) -> bool:
+        """Say whether the file is the very one that was loaded."""
+        return known.stamp is not None and known.stamp == self.stamp
+
+    def holds_same(self, known: KlineFile) -> bool:
+        """Say whether the file holds what was loaded; if so, it will be known by its stamp."""
+        if known.sha256 != hashlib.file_digest(self.file, "sha256").hexdigest():
+            return False
+        if self.stamp and self.stamp == stamp_of(self.file.fileno()):
+            with transaction(self.connection):
+                tables.keep_stamp(self.connection, self.source, known.sha256, self.stamp)
+        return True
 
     def read(self) -> Report:
         """Load the file straight away where its two ends tell its range, else look at all of it before."""
@@ -233,8 +248,10 @@ class Load:
                 tables.make_partition(self.connection, self.source, year)
 
     @contextmanager
-    def reading(self, stage: Stage, bounds: Bounds | None, instrument_id: int) -> Iterator[Reading]:
-        """Start a reading of the file."""
+    def reading(
+        self, stage: Stage, bounds: Bounds | None, instrument_id: int, cuts: Sequence[int] = ()
+    ) -> Iterator[Reading]:
+        """Start a reading of the file; with `cuts` (ms), of as many sections and one more."""
         interval = self.source.interval
         job = {
             "step": milliseconds(interval),
@@ -245,6 +262,7 @@ class Load:
             "instrument_id": instrument_id,
             "interval": str(interval),
             "now": now(),
+            "cuts": cuts,
         }
         size = os.fstat(self.file.fileno()).st_size
 
@@ -322,6 +340,7 @@ class Load:
                 "rejected": report.rejected,
                 "first_open_time": report.first,
                 "last_open_time": report.last,
+                "stamp": self.stamp if self.stamp == stamp_of(self.file.fileno()) else None,
             },
         )
         tables.record_quality(

@@ -16,6 +16,10 @@ class OutOfBoundsError(Exception):
     """The file holds candles outside the range that was looked at first: read it whole, then load it."""
 
 
+class OutOfOrderError(Exception):
+    """A candle belongs to a section that has ended: load the file in one piece."""
+
+
 class Reading(ABC):
     """A file on its way to COPY; `read` fails when the reading did."""
 
@@ -65,6 +69,8 @@ class Reading(ABC):
             raise InputError(f"{self.path} {told['refusal']}")
         if "out_of_bounds" in told:
             raise OutOfBoundsError
+        if "out_of_order" in told:
+            raise OutOfOrderError
         self.told = told
         return "found" in told
 

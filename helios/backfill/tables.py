@@ -4,7 +4,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, exists, func, select, text
+from sqlalchemy import Connection, Table, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from helios.backfill.reading import Reading
@@ -44,7 +44,12 @@ def known_file(connection: Connection, source: Source) -> KlineFile | None:
     """Find what is known of a file of this name in this series."""
     statement = (
         select(
-            KlineFile.sha256, KlineFile.rows, KlineFile.rejected, KlineFile.first_open_time, KlineFile.last_open_time
+            KlineFile.sha256,
+            KlineFile.rows,
+            KlineFile.rejected,
+            KlineFile.first_open_time,
+            KlineFile.last_open_time,
+            KlineFile.stamp,
         )
         .join(Instrument, Instrument.id == KlineFile.instrument_id)
         .where(
@@ -184,6 +189,22 @@ def remember_file(connection: Connection, instrument_id: int, source: Source, va
         index_elements=["instrument_id", "interval", "name"], set_={**values, "loaded_at": func.now()}
     )
     connection.execute(statement)
+
+
+def keep_stamp(connection: Connection, source: Source, sha256: str, stamp: str) -> None:
+    """Keep by what a file that holds what is known will be known again; when it was loaded stays as it is."""
+    its_own = select(Instrument.id).where(
+        Instrument.exchange == source.exchange,
+        Instrument.market == source.market,
+        Instrument.symbol == source.symbol,
+    )
+    statement = update(KlineFile).where(
+        KlineFile.instrument_id == its_own.scalar_subquery(),
+        KlineFile.interval == source.interval,
+        KlineFile.name == source.name,
+        KlineFile.sha256 == sha256,
+    )
+    connection.execute(statement.values(stamp=stamp, loaded_at=KlineFile.loaded_at))
 
 
 def record_quality(connection: Connection, values: dict[str, Any]) -> None:

@@ -262,7 +262,7 @@ Index(None, DataQualityMetric.instrument_id, DataQualityMetric.subject, DataQual
 
 
 class KlineFile(Base):
-    """A file of klines that was loaded: an unchanged one costs its checksum only when it comes again."""
+    """A file of klines that was loaded: an unchanged one costs its checksum when it comes again, or less."""
 
     __tablename__ = "kline_files"
     __table_args__ = (
@@ -287,5 +287,8 @@ class KlineFile(Base):
     first_open_time: Mapped[Moment | None] = mapped_column(comment="Open time of its first candle; NULL without rows")
     last_open_time: Mapped[Moment | None] = mapped_column(comment="Open time of its last candle; NULL without rows")
     loaded_at: Mapped[Refreshed] = mapped_column(comment="When this content was loaded")
+    stamp: Mapped[str | None] = mapped_column(
+        comment="Device, inode, size and times of the file that held it last; NULL where too fresh to tell"
+    )
 
     instrument: Mapped[Instrument] = relationship(back_populates="kline_files")

@@ -4,6 +4,8 @@ Whatever pyarrow cannot read exactly as whole numbers and eight decimal places, 
 left to the careful way. So nothing is decided here that the careful way would decide otherwise.
 """
 
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from struct import pack
 from typing import Any
 
@@ -15,8 +17,11 @@ from pyarrow import csv
 from helios.backfill.fast.numeric import numeric
 from helios.backfill.fast.records import PLACES, POSTGRESQL_EPOCH, Digits, Unsigned, digits_of, records
 from helios.backfill.transform.candle import OFFICIAL, Candle
-from helios.backfill.transform.checking import Checker
+from helios.backfill.transform.checking import Checker, Target
+from helios.backfill.transform.findings import Findings
 from helios.backfill.transform.grid import scale_of
+from helios.backfill.transform.reading import Block
+from helios.backfill.transform.refusal import OutOfOrderError
 
 WHOLE = ("open_time", "close_time", "count")
 PLAIN_COLUMNS = ("open_time", "open", "high", "low", "close", "volume")
@@ -36,7 +41,39 @@ Whole = npt.NDArray[np.int64]
 
 
 class FastChecker(Checker):
-    """Reads blocks in file order, and writes a binary COPY."""
+    """Reads blocks in file order, and writes a binary COPY, or several: one for each section."""
+
+    section = 0
+
+    def __init__(self, findings: Findings, target: Target, width: int, now: int) -> None:
+        super().__init__(findings, target, width, now)
+        self.on_cut: Callable[[], None] = lambda: None
+
+    def turn(self, moment: int) -> None:
+        """Begin the section of a candle, and end those before it."""
+        section = bisect_right(self.target.cuts, moment)
+        if section < self.section:
+            raise OutOfOrderError
+        self.end_sections(section)
+
+    def end_sections(self, section: int | None = None) -> None:
+        """End the sections before this one; without it, all but the last, which the data's own end closes."""
+        last = len(self.target.cuts) if section is None else section
+        while self.section < last:
+            self.section += 1
+            self.on_cut()
+
+    def closely(self, block: Block) -> Iterator[bytes]:
+        """Turn a few lines into records, each by itself: a section may end between them."""
+        yield from self.rows(block)
+        yield b""  # bad rows alone give no record, but whoever reads on has to see how many they are
+
+    def taken(self, line: int, row: bytes, candle: Candle) -> bytes | None:
+        """Take a good candle into its section, unless the file has shown it before."""
+        record = super().taken(line, row, candle)
+        if record is not None:
+            self.turn(candle.moment)
+        return record
 
     def whole(self, data: bytes, count: int) -> bytes | None:
         """Turn a block in which nothing is odd into records at once; None when it needs a closer look."""
@@ -48,8 +85,12 @@ class FastChecker(Checker):
         if run is None or columns is None:
             return None
         first, number = run
+        last, cuts = first + self.grid.step * (count - 1), self.target.cuts
+        if bisect_right(cuts, first) != bisect_right(cuts, last):
+            return None
         quiet = (words(table, "volume") == 0).all(axis=1)
         self.count(first, number, count)
+        self.turn(first)
         self.see_quiet(quiet)
         moments = first + self.grid.step * np.arange(count)
         return records(self.target.instrument_id, self.target.interval.encode(), moments, columns)

@@ -36,7 +36,8 @@ def blocks(grid: Grid, interval: str) -> Callable[[BinaryIO], Iterator[Block]]:
                 for batch in table.iter_batches(AT_ONCE):
                     if batch.num_rows:
                         check_series(batch, series)
-                        yield Block(line, lines(batch, names, grid), torn=False)
+                        data = lines(batch, names, grid)
+                        yield Block(line, data, torn=False, lines=data.count(b"\n"))
                         line += batch.num_rows
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             said = str(error).splitlines()[0]

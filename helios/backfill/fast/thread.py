@@ -20,7 +20,7 @@ from helios.backfill.transform.findings import Findings
 from helios.backfill.transform.grid import Grid
 from helios.backfill.transform.program import Hashed, transformed
 from helios.backfill.transform.reading import PARQUET, Block, blocks
-from helios.backfill.transform.refusal import OutOfBoundsError, RefusalError
+from helios.backfill.transform.refusal import OutOfBoundsError, OutOfOrderError, RefusalError
 
 BEGINNING = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 END = b"\xff\xff"
@@ -30,19 +30,23 @@ PIECE = 1 << 18  # bytes: what is looked at closely comes in crumbs
 LOOK_EVERY = 0.2  # seconds between two looks whether somebody still waits
 
 
+# Records and how many they are; where a section ends; what was found; what went wrong.
+Piece = tuple[bytes, int] | None | dict[str, Any] | BaseException
+
+
 class GoneError(Exception):
     """Nobody waits for this reading any more."""
 
 
 class FastReading(Reading):
-    """A reading by numpy and pyarrow, in a thread: binary COPY."""
+    """A reading by numpy and pyarrow, in a thread: binary COPY, one for each section."""
 
     form = " WITH (FORMAT binary)"
 
     def __init__(self, path: Path, file: BinaryIO, job: dict[str, Any], on_rows: Callable[[int], None]) -> None:
         super().__init__(path, on_rows)
         os.lseek(file.fileno(), 0, os.SEEK_SET)
-        self._pieces: Queue[tuple[bytes, int] | dict[str, Any] | BaseException] = Queue(AHEAD)
+        self._pieces: Queue[Piece] = Queue(AHEAD)
         self._crumbs = [BEGINNING]
         self._size = self._sent = 0
         self._checker: FastChecker | None = None
@@ -62,6 +66,8 @@ class FastReading(Reading):
             self._put({"refusal": str(refusal)})
         except OutOfBoundsError:
             self._put({"out_of_bounds": True})
+        except OutOfOrderError:
+            self._put({"out_of_order": True})
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             self._put(error)
 
@@ -71,6 +77,8 @@ class FastReading(Reading):
             told = transformed(self._job, self._file, self._write, notes, self._make_checker, self._blocks())
         finally:
             notes.detach()
+        if self._checker and self._job["write"]:
+            self._checker.end_sections()
         if self._job["write"]:
             self._crumbs.append(END)
             self._flush()
@@ -87,7 +95,14 @@ class FastReading(Reading):
 
     def _make_checker(self, findings: Findings, target: Target, width: int, now: int) -> FastChecker:
         self._checker = FastChecker(findings, target, width, now)
+        self._checker.on_cut = self._cut
         return self._checker
+
+    def _cut(self) -> None:
+        self._crumbs.append(END)
+        self._flush()
+        self._put(None)
+        self._crumbs = [BEGINNING]
 
     def _write(self, data: bytes) -> None:
         self._crumbs.append(data)
@@ -100,7 +115,7 @@ class FastReading(Reading):
         self._put((b"".join(self._crumbs), good - self._sent))
         self._crumbs, self._size, self._sent = [], 0, good
 
-    def _put(self, each: tuple[bytes, int] | dict[str, Any] | BaseException) -> None:
+    def _put(self, each: Piece) -> None:
         while not self._gone.is_set():
             try:
                 self._pieces.put(each, timeout=LOOK_EVERY)
@@ -111,10 +126,12 @@ class FastReading(Reading):
             raise GoneError
 
     def more(self, size: int) -> tuple[bytes, int]:  # noqa: ARG002 - pieces come as they are
-        """Wait for the next records."""
+        """Wait for the next records; none at the end of a section."""
         if self.told:
             return b"", 0
         each = self._pieces.get()
+        if each is None:
+            return b"", 0
         if isinstance(each, BaseException):
             raise each
         if isinstance(each, dict):

@@ -4,7 +4,7 @@ A block that fails the bulk checks is halved until the odd rows are alone, so th
 few rows looked at closely. Every candle that the bulk checks let pass would pass the close look as well.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from operator import ge, le
 from typing import NamedTuple
@@ -22,11 +22,15 @@ EXACT_IN_FLOAT = 16  # a price of 15 digits and a point: floats order such numbe
 
 
 class Target(NamedTuple):
-    """What the rows are for: the series, and the range (ms, both ends included) that the loader prepared."""
+    """What the rows are for: the series, and the range (ms, both ends included) that the loader prepared.
+
+    `cuts` (ms, ascending) part the rows into sections, each for a table of its own; the fast tier alone knows them.
+    """
 
     instrument_id: int
     interval: str
     bounds: tuple[int, int] | None
+    cuts: Sequence[int] = ()
 
 
 class Bulk(NamedTuple):
@@ -54,7 +58,7 @@ class Checker:
 
     def texts(self, block: Block) -> Iterator[bytes]:
         """Turn a block into COPY text; what is not taken goes to the findings."""
-        count = block.data.count(b"\n")
+        count = block.lines
         if count > FEW:
             text = self.whole(block.data, count)
             if text is not None:
@@ -62,11 +66,15 @@ class Checker:
                 return
             middle = block.data.find(b"\n", len(block.data) // 2) + 1
             if 0 < middle < len(block.data):
-                head = Block(block.first_line, block.data[:middle], torn=False)
-                yield from self.texts(head)
-                tail = block.data[middle:]
-                yield from self.texts(Block(block.first_line + count - tail.count(b"\n"), tail, block.torn))
+                head, tail = block.data[:middle], block.data[middle:]
+                above = head.count(b"\n")
+                yield from self.texts(Block(block.first_line, head, torn=False, lines=above))
+                yield from self.texts(Block(block.first_line + above, tail, block.torn, count - above))
                 return
+        yield from self.closely(block)
+
+    def closely(self, block: Block) -> Iterator[bytes]:
+        """Turn a few lines into one piece of COPY text, row by row."""
         yield b"".join(self.rows(block))
 
     def whole(self, data: bytes, count: int) -> bytes | None:

@@ -109,7 +109,7 @@ def transformed(  # noqa: PLR0913, PLR0917 - the fast tier replaces the last one
     step = job["step"]
     findings = Findings(Grid(step, job["anchor"]), notes)
     bounds = job["bounds"]
-    target = Target(job["instrument_id"], job["interval"], (bounds[0], bounds[1]) if bounds else None)
+    target = Target(job["instrument_id"], job["interval"], (bounds[0], bounds[1]) if bounds else None, job["cuts"])
     with ExitStack() as stack:
         checker: Checker | None = None
         late: Duplicates | None = None

@@ -9,6 +9,10 @@ class OutOfBoundsError(Exception):
     """A good candle lies outside the range that the loader prepared for; it has to look at the whole file first."""
 
 
+class OutOfOrderError(Exception):
+    """A good candle belongs to a section that has ended; the loader has to do without sections."""
+
+
 class BadRowError(Exception):
     """One row cannot become a candle: `kind` is counted, the message is written beside the row."""
 
