@@ -11,8 +11,6 @@ from helios.models import metadata
 
 SCHEMA = str(metadata.schema)
 
-REVISION_NAMES = sorted(file.name.partition("_")[0] for file in REVISIONS.glob("*.py"))
-
 SESSION = "01900000-0000-7000-8000-00000000000a"
 GRID = "01900000-0000-7000-8000-00000000000b"
 ORDER = "01900000-0000-7000-8000-00000000000c"

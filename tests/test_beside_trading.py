@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from installation import COPIED, HEAD, ROOT, ask, engine_of, finish, rows, run_sql, start, variables
 from sqlalchemy import URL, text
-from tables import REVISION_NAMES
 
 SCHEMA = "helios_trading"
 INVALID = """

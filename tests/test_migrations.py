@@ -26,7 +26,6 @@ from installation import (
 from server_user import until
 from sqlalchemy import URL, text
 from sqlalchemy.exc import ProgrammingError
-from tables import REVISION_NAMES
 
 from helios.errors import EnvironmentRefusedError, RightsError, SettingError, UnreachableError
 from helios.schema import environment, grants, migrations
