@@ -15,12 +15,14 @@ from sqlalchemy import create_engine as create_sqlalchemy_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
-from helios import servers
+from helios import label, servers
 from helios.errors import HeliosError, RightsError, SchemaError, UnreachableError
+from helios.label import engines
 from helios.settings import SECRET_PARAMETERS, Settings, masked
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 SHORTEST_HIDDEN = 4
@@ -53,16 +55,27 @@ def redis_url(settings: Settings) -> URL:
     return settings.redis_url or servers.redis_url(settings)
 
 
-def create_engine(settings: Settings | None = None, **options: Any) -> Engine:  # noqa: ANN401 - SQLAlchemy's own options
+def create_engine(settings: Settings | None = None, *, labelled: bool = True, **options: Any) -> Engine:  # noqa: ANN401 - SQLAlchemy's own options
     """Make an engine on psycopg2; `options` go to SQLAlchemy's create_engine and win over the settings.
+
+    Args:
+        settings: where and how to connect; None reads them from the environment.
+        labelled: whether its connections carry the label of the test run that this process belongs to, if any.
+        options: SQLAlchemy's own.
 
     Raises:
         HeliosError: nothing is configured and no embedded server can serve.
+        LabelError: this process is production's, and yet labelled.
 
     """
     settings = settings or Settings.from_environment()
     url = database_url(settings)
-    return create_sqlalchemy_engine(url, **{**pool(settings), "connect_args": connect_args(settings, url), **options})
+    arguments = {"connect_args": connect_args(settings, url)}
+    engine = create_sqlalchemy_engine(url, **{**pool(settings), **arguments, **options})
+    if labelled:
+        label.permitted_run(settings.helios_environment)
+        engines.follow(engine, settings.helios_environment)
+    return engine
 
 
 def create_session_factory(engine: Engine) -> sessionmaker[Session]:
@@ -74,10 +87,11 @@ def create_session_factory(engine: Engine) -> sessionmaker[Session]:
 
 
 def create_async_engine(settings: Settings | None = None, **options: Any) -> "AsyncEngine":  # noqa: ANN401 - SQLAlchemy's own options
-    """Make an engine on psycopg 3 for asyncio; needs the extra `helios[async]`.
+    """Make an engine on psycopg 3 for asyncio; needs the extra `helios[async]`. It carries the label, as others do.
 
     Raises:
         HeliosError: the extra is not installed, or nothing is configured and no embedded server can serve.
+        LabelError: this process is production's, and yet labelled.
 
     """
     if find_spec("psycopg") is None or find_spec("greenlet") is None:
@@ -88,7 +102,10 @@ def create_async_engine(settings: Settings | None = None, **options: Any) -> "As
     url = database_url(settings).set(drivername="postgresql+psycopg")
     # prepared statements belong to a server connection, which a transaction-mode pooler shares between clients
     arguments = {**connect_args(settings, url), "prepare_threshold": None}
-    return create_sqlalchemy_async_engine(url, **{**pool(settings), "connect_args": arguments, **options})
+    engine = create_sqlalchemy_async_engine(url, **{**pool(settings), "connect_args": arguments, **options})
+    label.permitted_run(settings.helios_environment)
+    engines.follow(engine.sync_engine, settings.helios_environment)
+    return engine
 
 
 def create_async_session_factory(engine: "AsyncEngine") -> "async_sessionmaker[AsyncSession]":
@@ -102,7 +119,7 @@ def create_migration_engine(settings: Settings, role: str | None = None) -> Engi
     """Make the engine of migrations: no pool, a short lock timeout, names looked up in the schema alone.
 
     Revisions name no schema, so this connection does. It must reach PostgreSQL directly: a pooler would hand the state
-    of this session to others.
+    of this session to others. It never carries the label of a test run: a schema is nothing to be undone.
 
     Args:
         settings: where to connect, which schema, how long to wait for a lock.
@@ -127,12 +144,36 @@ def create_migration_engine(settings: Settings, role: str | None = None) -> Engi
 
 
 def create_redis(settings: Settings | None = None) -> "Redis":
-    """Make a Redis client; answers are bytes."""
-    from redis import Redis  # noqa: PLC0415 - a tenth of a second that only its users pay
+    """Make a Redis client; answers are bytes. While the process is labelled, what it writes can be undone.
+
+    Raises:
+        LabelError: this process is production's, and yet labelled.
+
+    """
+    from helios.label.clients import RecordedRedis  # noqa: PLC0415 - a tenth of a second that only its users pay
+
+    settings = settings or Settings.from_environment()
+    client = RecordedRedis.from_url(redis_url(settings).render_as_string(hide_password=False), **redis_args(settings))
+    return client.believing(settings.helios_environment)
+
+
+def create_async_redis(settings: Settings | None = None) -> "AsyncRedis":
+    """Make an asynchronous Redis client; everything else is as `create_redis` says.
+
+    Raises:
+        LabelError: this process is production's, and yet labelled.
+
+    """
+    from helios.label.async_clients import AsyncRecordedRedis  # noqa: PLC0415 - a tenth of a second that only its users pay
 
     settings = settings or Settings.from_environment()
     url = redis_url(settings).render_as_string(hide_password=False)
-    return Redis.from_url(url, socket_timeout=settings.redis_timeout, socket_connect_timeout=settings.redis_timeout)
+    return AsyncRecordedRedis.from_url(url, **redis_args(settings)).believing(settings.helios_environment)
+
+
+def redis_args(settings: Settings) -> dict[str, Any]:
+    """Give the Redis client's options."""
+    return {"socket_timeout": settings.redis_timeout, "socket_connect_timeout": settings.redis_timeout}
 
 
 def pool(settings: Settings) -> dict[str, Any]:
@@ -161,10 +202,12 @@ def connect_args(settings: Settings, url: URL, state: str = "") -> dict[str, Any
     arguments = {name: value for name, value in arguments.items() if name not in url.query}
     if settings.database_statement_timeout and not state:
         state = f"-c statement_timeout={round(settings.database_statement_timeout * 1000)}"
-    if state:
-        # a connection's own options replace those of PGOPTIONS, so these are carried along
-        given = url.query.get("options") or os.environ.get("PGOPTIONS", "")
-        arguments["options"] = f"{given} {state}".strip()
+    found = os.environ.get("PGOPTIONS", "")
+    if state or label.SETTING in found:
+        # a connection's own options replace those of PGOPTIONS, so these are carried along, but for a test run's
+        # label: whether a connection carries that is decided when it is opened
+        given = url.query.get("options") or found
+        arguments["options"] = f"{label.unlabelled(given)} {state}".strip()
     return arguments
 
 

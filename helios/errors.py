@@ -41,3 +41,11 @@ class EnvironmentRefusedError(HeliosError):
 
 class StaleError(HeliosError):
     """What was read is older than the caller allows, or not there at all: nothing stale is handed out as fresh."""
+
+
+class LabelError(HeliosError):
+    """A process that believes to be production carries the label of a test run; nothing was connected to."""
+
+
+class RecordingError(HeliosError):
+    """What a test run was about to write to Redis cannot be recorded, so it was refused; nothing was written."""

@@ -1,0 +1,154 @@
+"""Which keys a Redis command writes, as the server itself tells: its flags and key specifications, not a list of ours."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+Argument = bytes | str | int | float | memoryview
+Arguments = tuple[Argument, ...]
+
+
+class AskServerError(Exception):
+    """Only the server can tell the keys of this command, from its arguments."""
+
+
+def pairs(answer: Any) -> dict[str, Any]:  # noqa: ANN401 - an answer of Redis
+    """Read a map, which arrives as one in RESP3 and as a list in RESP2."""
+    if not isinstance(answer, dict):
+        answer = dict(zip(answer[::2], answer[1::2], strict=True))
+    return {text(name): value for name, value in answer.items()}
+
+
+def text(value: Argument) -> str:
+    """Read a word of a command, which may be any bytes, or of an answer."""
+    return bytes(value).decode(errors="replace") if isinstance(value, (bytes, memoryview)) else str(value)
+
+
+@dataclass(frozen=True)
+class Specification:
+    """One way in which a command names keys."""
+
+    flags: frozenset[str]
+    begin: str
+    begin_at: dict[str, Any]
+    find: str
+    find_by: dict[str, Any]
+
+    @classmethod
+    def read(cls, answer: Any) -> Self:  # noqa: ANN401 - an answer of Redis
+        """Read what COMMAND INFO says."""
+        said = pairs(answer)
+        begin, find = pairs(said["begin_search"]), pairs(said["find_keys"])
+        flags = frozenset(text(flag) for flag in said["flags"])
+        return cls(flags, text(begin["type"]), pairs(begin["spec"]), text(find["type"]), pairs(find["spec"]))
+
+    @property
+    def certain(self) -> bool:
+        """Whether the keys follow from the arguments."""
+        return "unknown" not in {self.begin, self.find} and "incomplete" not in self.flags
+
+    @property
+    def writes(self) -> bool:
+        """Whether the keys named so may be written."""
+        return bool(self.flags & {"RW", "OW", "RM"})
+
+    def keys(self, arguments: Arguments) -> Iterator[Argument]:
+        """Give the keys; `arguments` is the command split into single words."""
+        first = self._first(arguments)
+        if first is None or first >= len(arguments):
+            return
+        if self.find == "keynum":
+            count = int(text(arguments[first + self.find_by["keynumidx"]]))
+            first += self.find_by["firstkey"]
+            step = self.find_by["keystep"]
+            yield from arguments[first : first + count * step : step]
+            return
+        last, limit = self.find_by["lastkey"], self.find_by["limit"]
+        if last >= 0:
+            stop = first + last + 1
+        elif limit <= 1:
+            stop = len(arguments) + last + 1
+        else:
+            stop = first + (len(arguments) - first) // limit + last + 1
+        yield from arguments[first : max(stop, first) : self.find_by["keystep"]]
+
+    def _first(self, arguments: Arguments) -> int | None:
+        if self.begin == "index":
+            return int(self.begin_at["index"])
+        wanted, start = text(self.begin_at["keyword"]).upper(), int(self.begin_at["startfrom"])
+        places = range(start, len(arguments)) if start >= 0 else range(len(arguments) + start, 0, -1)
+        return next((place + 1 for place in places if text(arguments[place]).upper() == wanted), None)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a server says about one of its commands."""
+
+    flags: frozenset[str]
+    specifications: tuple[Specification, ...]
+    subcommands: dict[str, "Command"]
+
+    @classmethod
+    def read(cls, answer: Sequence[Any]) -> Self:
+        """Read an entry of COMMAND INFO."""
+        flags = frozenset(text(flag) for flag in answer[2])
+        subcommands = {text(each[0]).partition("|")[2].upper(): Command.read(each) for each in answer[9]}
+        return cls(flags, tuple(Specification.read(each) for each in answer[8]), subcommands)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it may change keys; scripts and functions are not flagged, as nobody knows what they do."""
+        if "readonly" in self.flags:
+            return False
+        return "write" in self.flags or any(each.writes for each in self.specifications)
+
+    @property
+    def blocks(self) -> bool:
+        """Whether it may wait for somebody else."""
+        return "blocking" in self.flags
+
+    def written(self, arguments: Arguments) -> list[Argument]:
+        """Give the keys that it may change.
+
+        Raises:
+            AskServerError: the arguments alone do not tell.
+
+        """
+        if not all(each.certain for each in self.specifications):
+            raise AskServerError
+        chosen = [each for each in self.specifications if each.writes] or self.specifications
+        return [key for each in chosen if "not_key" not in each.flags for key in each.keys(arguments)]
+
+
+@dataclass
+class Catalogue:
+    """The commands of one server, learned as they are used."""
+
+    known: dict[str, Command | None] = field(default_factory=dict)
+
+    def learn(self, name: str, answer: Any) -> None:  # noqa: ANN401 - an answer of Redis
+        """Keep what COMMAND INFO said of one name; nothing where the server does not know it."""
+        entry = answer[0] if answer else None
+        self.known[name] = Command.read(entry) if entry else None
+
+    def find(self, words: Sequence[str]) -> Command | None:
+        """Give the command, or the subcommand, that these first words name; None if the server knows none."""
+        command = self.known[words[0]]
+        if command is None or not command.subcommands:
+            return command
+        return command.subcommands.get(words[1] if len(words) > 1 else "")
+
+
+def named_keys(answer: Sequence[Any]) -> list[bytes]:
+    """Read COMMAND GETKEYSANDFLAGS: the keys that may be written, or all where none is flagged so."""
+    flagged = [(bytes(key), {text(flag) for flag in flags}) for key, flags in answer]
+    return [key for key, flags in flagged if flags & {"RW", "OW", "RM"}] or [key for key, _ in flagged]
+
+
+CATALOGUES: dict[tuple[object, ...], Catalogue] = {}
+
+
+def catalogue_of(connection: Any) -> Catalogue:  # noqa: ANN401 - a redis-py connection
+    """Give the catalogue of the server that a connection leads to."""
+    address = (getattr(connection, "path", None), getattr(connection, "host", None), getattr(connection, "port", None))
+    return CATALOGUES.setdefault(address, Catalogue())

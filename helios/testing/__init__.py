@@ -1,0 +1,1 @@
+"""The testing kit: what a test run wrote is taken back, in PostgreSQL and in Redis."""

@@ -1,0 +1,241 @@
+"""The Redis half of the undo log: a run begins, marks a point, and goes back to it, in batches that can be resumed.
+
+The images are saved by labelled clients themselves (helios.label). What a neighbour changed since is kept and reported.
+The clients given here are plain ones, not labelled.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import NoScriptError
+
+from helios.errors import RecordingError
+from helios.label.images import OWNERS, PREFIX, RUNS, SEQUENCE, STATE
+
+BATCH = 500
+PASSES = 1000
+
+# KEYS: the runs. ARGV: run, the first scope to undo, the scope and cursor to go on with, how many images to look at.
+# Newest scope first. Answers with the scope and cursor to go on with (-1: done), how many keys were deleted, restored,
+# and already as they were, and which were kept.
+UNDO = (
+    STATE
+    + """
+local run, since, scope, cursor, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local after = PREFIX .. run .. ':after'
+local deleted, restored, kept = 0, 0, {}
+
+local function newest()
+  for each = tonumber(call('HGET', RUNS, run) or '-1'), since, -1 do
+    if call('EXISTS', PREFIX .. run .. ':' .. each) == 1 then return each end
+  end
+  return -1
+end
+
+if scope < 0 then scope, cursor = newest(), '0' end
+if scope < 0 then return {-1, '0', 0, 0, kept} end
+local log = PREFIX .. run .. ':' .. scope
+
+local function read(image)
+  local ends, sequence, before, unchanged, expiry = select(2, string.find(image, '^(%d+) (%S+) ([01]) (%S+) '))
+  return {
+    sequence = tonumber(sequence), before = before, unchanged = unchanged == '1',
+    expiry = tonumber(expiry), dump = string.sub(image, ends + 1),
+  }
+end
+
+-- The first image of a run that was saved after this one shows what is being undone: it takes this one's content.
+local function hand_over(field, image, was, is)
+  local handed = false
+  for _, id in ipairs(others(run)) do
+    local known = call('HGET', PREFIX .. id .. ':after', field)
+    local at = known and split(known) or '-'
+    local place, later
+    while at ~= '-' do
+      local theirs = call('HGET', PREFIX .. id .. ':' .. at, field)
+      if not theirs then break end
+      local parsed = read(theirs)
+      if parsed.sequence < image.sequence then break end
+      place, later, at = PREFIX .. id .. ':' .. at, parsed, parsed.before
+    end
+    if place then
+      handed = true
+      local head = later.sequence .. ' ' .. later.before .. ' ' .. (later.unchanged and 1 or 0) .. ' '
+      call('HSET', place, field, head .. (image.expiry or '-') .. ' ' .. image.dump)
+      if same(was, is) then call('HSET', PREFIX .. id .. ':after', field, split(known) .. ' ' .. is) end
+    end
+  end
+  return handed
+end
+
+local function put_back(key, image, is)
+  if not image.expiry or (image.expiry >= 0 and image.expiry <= milliseconds()) then
+    deleted = deleted + call('UNLINK', key)
+  elseif image.expiry < 0 then
+    call('RESTORE', key, 0, image.dump, 'REPLACE')
+    restored = restored + 1
+  else
+    call('RESTORE', key, image.expiry, image.dump, 'REPLACE', 'ABSTTL')
+    restored = restored + 1
+  end
+end
+
+local page = call('HSCAN', log, cursor, 'COUNT', count)
+for i = 1, #page[2], 2 do
+  local field, image = page[2][i], read(page[2][i + 1])
+  local database, key = string.match(field, '^(%d+):(.*)$')
+  local known = call('HGET', after, field)
+  local at, was
+  if known then at, was = split(known) end
+  if known and tonumber(at) > scope then
+    -- written again, in a newer scope, while this goes on: that one first
+  else
+    local now = '?'
+    if known then
+      call('SELECT', database)
+      local is = look(key, string.find(was, ':~', 1, true) ~= nil)
+      call('SELECT', 0)
+      if hand_over(field, image, was, is) then
+        now = '?'
+      elseif same(was, is) then
+        call('SELECT', database)
+        put_back(key, image)
+        now = look(key, false)
+        call('SELECT', 0)
+        if not image.unchanged then now = '?' end
+      elseif not left_by_another_run(run, field, is) and not (is == '' and not image.expiry) then
+        kept[#kept + 1] = field
+      end
+      if image.before == '-' then
+        call('HDEL', after, field)
+      else
+        call('HSET', after, field, image.before .. ' ' .. now)
+      end
+    end
+    call('HDEL', log, field)
+  end
+end
+cursor = page[1]
+if cursor == '0' then scope = newest() end
+return {scope, cursor, deleted, restored, kept}
+"""
+)
+
+BEGIN = f"""
+if redis.call('HEXISTS', '{RUNS}', ARGV[1]) == 1 then return 0 end
+redis.call('HSET', '{RUNS}', ARGV[1], 0)
+redis.call('HSET', '{OWNERS}', ARGV[1], ARGV[2])
+return 1
+"""
+
+MARK = f"""
+if redis.call('HEXISTS', '{RUNS}', ARGV[1]) == 0 then return -1 end
+return redis.call('HINCRBY', '{RUNS}', ARGV[1], 1)
+"""
+
+# A run with images left is not closed, and its labelled processes go on being recorded.
+CLOSE = f"""
+local scope = redis.call('HGET', '{RUNS}', ARGV[1])
+if not scope then return 0 end
+for each = tonumber(scope), 0, -1 do
+  local left = redis.call('HLEN', '{PREFIX}' .. ARGV[1] .. ':' .. each)
+  if left > 0 then return left end
+end
+redis.call('UNLINK', '{PREFIX}' .. ARGV[1] .. ':after')
+redis.call('HDEL', '{OWNERS}', ARGV[1])
+redis.call('HDEL', '{RUNS}', ARGV[1])
+if redis.call('EXISTS', '{RUNS}') == 0 then redis.call('UNLINK', '{SEQUENCE}') end
+return 0
+"""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was done about keys: `what` is deleted, restored or kept; a kept key is named, with the reason."""
+
+    key: str
+    what: str
+    count: int
+    why: str = ""
+
+
+def begin(client: "Redis", run: int, owner: str) -> None:
+    """Register a run, so that labelled clients may write.
+
+    Args:
+        client: a plain client.
+        run: the run's id.
+        owner: the PostgreSQL database and schema that hold its lease, and so know whether it is dead.
+
+    Raises:
+        RecordingError: this Redis evicts keys as it likes, so the log would not be safe in it.
+
+    """
+    memory = client.info("memory")
+    policy = str(memory.get("maxmemory_policy", "noeviction"))
+    if policy.startswith("allkeys") and int(memory.get("maxmemory", 0)) > 0:
+        raise RecordingError(
+            f"this Redis evicts any key when it is full (maxmemory-policy {policy}), the undo log among them: "
+            "set it to noeviction, or give the tests a Redis of their own"
+        )
+    client.eval(f"redis.call('SELECT', 0)\n{BEGIN}", 0, run, owner)
+
+
+def mark(client: "Redis", run: int) -> int:
+    """Begin a new scope, in every process of the run, and give the point to undo back to.
+
+    Raises:
+        RecordingError: the run has not begun here, or is over.
+
+    """
+    scope = int(client.eval(f"redis.call('SELECT', 0)\n{MARK}", 0, run))
+    if scope < 0:
+        raise RecordingError(f"test run {run} has not begun in this Redis, or is over: begin it first")
+    return scope
+
+
+def undo(client: "Redis", run: int, since: int = 0) -> list[Change]:
+    """Put back what the run found before it wrote, since a mark or in all; safe to be killed and run again."""
+    counts: Counter[str] = Counter()
+    kept: dict[bytes, None] = {}
+    scope, cursor = -1, b"0"
+    while True:
+        arguments = (1, RUNS, run, since, scope, cursor, BATCH)
+        scope, cursor, deleted, restored, left = run_script(client, UNDO, arguments)
+        counts.update(deleted=deleted, restored=restored)
+        kept.update(dict.fromkeys(left))
+        if scope < 0:
+            break
+    changes = [Change("", what, counts[what]) for what in ("deleted", "restored") if counts[what]]
+    why = "changed since by somebody else"
+    return changes + [Change(shown(each), "kept", 1, why) for each in kept]
+
+
+def close(client: "Redis", run: int) -> int:
+    """End a run, and give 0; or how many images are left to undo, and then it goes on."""
+    return int(client.eval(f"redis.call('SELECT', 0)\n{CLOSE}", 0, run))
+
+
+def runs(client: "Redis", owner: str) -> list[int]:
+    """Give the runs of an owner that have begun and are not closed, the dead among them."""
+    found = client.eval(f"redis.call('SELECT', 0)\nreturn redis.call('HGETALL', '{OWNERS}')", 0)
+    flat = [each.encode() if isinstance(each, str) else bytes(each) for each in found]
+    return sorted(int(each) for each, name in zip(flat[::2], flat[1::2], strict=True) if name == owner.encode())
+
+
+def run_script(client: "Redis", script: str, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - an answer of Redis
+    """Run a script by its hash, or whole where the server does not know it; answers are bytes."""
+    loaded = client.register_script("redis.call('SELECT', 0)\n" + script)
+    try:
+        return client.execute_command("EVALSHA", loaded.sha, *arguments, NEVER_DECODE=True)
+    except NoScriptError:
+        return client.execute_command("EVAL", loaded.script, *arguments, NEVER_DECODE=True)
+
+
+def shown(field: bytes) -> str:
+    """Write a key for people; of another database than 0 with its number."""
+    database, _, key = field.partition(b":")
+    name = key.decode(errors="backslashreplace")
+    return name if database == b"0" else f"{name} (database {database.decode()})"
