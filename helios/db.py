@@ -102,7 +102,8 @@ def create_async_engine(settings: Settings | None = None, **options: Any) -> "As
     url = database_url(settings).set(drivername="postgresql+psycopg")
     # prepared statements belong to a server connection, which a transaction-mode pooler shares between clients
     arguments = {**connect_args(settings, url), "prepare_threshold": None}
-    engine = create_sqlalchemy_async_engine(url, **{**pool(settings), "connect_args": arguments, **options})
+    sizes = {} if "poolclass" in options else pool(settings)
+    engine = create_sqlalchemy_async_engine(url, **{**sizes, "connect_args": arguments, **options})
     label.permitted_run(settings.helios_environment)
     engines.follow(engine.sync_engine, settings.helios_environment)
     return engine

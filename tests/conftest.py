@@ -6,12 +6,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import kit
 import pytest
 from server_user import until, working_in
 from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
 from helios import schema, servers
+from helios.schema import environment
 from helios.settings import Settings
 
 
@@ -115,3 +117,23 @@ def writer(migrated: URL, owner: Engine) -> Iterator[Engine]:
 def symbol() -> str:
     """A symbol that no other test uses."""
     return f"T{uuid.uuid4().hex[:8].upper()}USDT"
+
+
+@pytest.fixture(scope="session")
+def kept_database(cluster: URL, valkey: URL) -> Iterator[URL]:
+    """A database marked test that holds real rows, beside real keys: what is there has to be there after each test."""
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    admin = create_engine(cluster, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f'CREATE DATABASE "{name}"'))
+    url = cluster.set(database=name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+        patch.delenv("DATABASE_MIGRATION_URL", raising=False)
+        schema.upgrade()
+    with create_engine(url, poolclass=NullPool).begin() as connection:
+        environment.mark(connection, "helios_trading", "test")
+    kit.seed(url, valkey)
+    yield url
+    with admin.connect() as connection:
+        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))

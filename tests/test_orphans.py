@@ -141,10 +141,3 @@ def test_keys_that_look_like_tests(valkey, symbol):
         found = {key.decode() for each in orphans.keys(client, [symbol]) for key in each.key}
         client.delete(*mine, *not_mine)
     assert set(mine) == {each for each in found if symbol in each}
-
-
-def test_nothing_is_deleted_in_production(connection):
-    """The marker is asked on the very connection; unmarked counts as production."""
-    connection.execute(text("COMMENT ON SCHEMA helios_trading IS NULL"))
-    with pytest.raises(EnvironmentRefusedError, match="deleting what looks like test data is refused"):
-        orphans.refuse_deletion(connection, "helios_trading")

@@ -24,6 +24,8 @@ COMMANDS = {
     "price": "helios.cli.price",
     "quality": "helios.cli.quality",
     "retain": "helios.cli.retain",
+    "sweep": "helios.cli.leftovers",
+    "orphans": "helios.cli.leftovers",
     "doctor": "helios.cli.doctor",
 }
 

@@ -7,17 +7,22 @@ with everything it hangs on, and whoever deletes has seen the list before.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Column, ColumnElement, Connection, MetaData, String, Table, delete, func, select, tuple_
 
 from helios.errors import HeliosError
-from helios.schema import environment
+from helios.testing.halves import joined, reaching_redis
+from helios.testing.run import Run
+from helios.testing.subject import Subject
 
 if TYPE_CHECKING:
     from redis import Redis
+
+Listed = TypeVar("Listed")
 
 WORDS = "test|tests|testing|pytest|tst|dummy|fake|mock|sample"
 SYMBOL = rf"^(test|pytest|dummy|fake|mock|sample)[a-z0-9]*([-_/:][a-z0-9]+)*$"
@@ -32,6 +37,7 @@ KEY = re.compile(rf"(^|[:{{])({WORDS})([-_:.}}]|$)", re.IGNORECASE)
 REAL = ("exchange_order_id",)  # columns that only somebody outside can have filled
 BOOKKEEPING = re.compile(r"^helios:")  # the kit's own log, and mirrors, which the relay sets right
 BATCH = 1000
+REDIS = "Redis"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,21 +183,55 @@ def among(table: Table, keys: Iterable[tuple[Any, ...]]) -> ColumnElement[bool]:
     return tuple_(*table.primary_key.columns).in_(list(keys))
 
 
-def batches(keys: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+def batches(keys: Iterable[Listed]) -> Iterator[list[Listed]]:
     """Cut keys into lists that fit one statement."""
     listed = list(keys)
     for start in range(0, len(listed), BATCH):
         yield listed[start : start + BATCH]
 
 
-def refuse_deletion(connection: Connection, schema: str) -> None:
-    """Let orphans be deleted only where the database is marked development or test.
+def find(subject: Subject) -> list[Orphan]:
+    """List the rows and keys that look like test data; nothing is written."""
+    with subject.direct() as connection, joined(subject, connection) as halves:
+        found = list(Rows(connection, subject.metadata, links_of(subject.metadata)).find())
+        if halves.redis is not None:
+            with reaching_redis():
+                found += keys(halves.redis, symbols_of(found))
+    return found
+
+
+@dataclass
+class Deletion:
+    """What was deleted, by tables; unless it is `confirmed`, it comes back."""
+
+    counts: dict[str, int]
+    confirmed: bool = False
+
+
+@contextmanager
+def deleting(subject: Subject, orphans: Iterable[Orphan]) -> Iterator[Deletion]:
+    """Delete orphans as a run of their own, which is undone at the end unless that is declined.
 
     Raises:
-        EnvironmentRefusedError: it is production, or counts as it.
+        EnvironmentRefusedError: the database is production, or counts as it.
+        HeliosError: one of them is real.
 
     """
-    environment.refuse_production(connection, schema, "deleting what looks like test data")
+    chosen = list(orphans)
+    run = Run.begin(subject)
+    deletion = Deletion({})
+    try:
+        with run.engine.begin() as connection:
+            rows = Rows(connection, subject.metadata, links_of(subject.metadata))
+            deletion.counts = rows.delete(each for each in chosen if each.place != REDIS)
+        if names := [each.key[0] for each in chosen if each.place == REDIS]:
+            with reaching_redis():
+                deletion.counts[REDIS] = sum(run.redis.delete(*batch) for batch in batches(names))
+        yield deletion
+    finally:
+        run.end(undone=not deletion.confirmed)
+    if run.failures:
+        raise HeliosError("; ".join(run.failures))
 
 
 def keys(client: "Redis", symbols: Iterable[str] = ()) -> Iterator[Orphan]:
@@ -203,9 +243,9 @@ def keys(client: "Redis", symbols: Iterable[str] = ()) -> Iterator[Orphan]:
             continue
         parts = {part.lower() for part in re.split(r"[:{}]", name)}
         if named := of_symbols & parts:
-            yield Orphan(place="Redis", key=(raw,), looks=f"key {name!r}, of {min(named)!r}")
+            yield Orphan(place=REDIS, key=(raw,), looks=f"key {name!r}, of {min(named)!r}")
         elif KEY.search(name):
-            yield Orphan(place="Redis", key=(raw,), looks=f"key {name!r}")
+            yield Orphan(place=REDIS, key=(raw,), looks=f"key {name!r}")
 
 
 def symbols_of(orphans: Iterable[Orphan]) -> set[str]:

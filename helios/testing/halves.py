@@ -1,0 +1,156 @@
+"""The two logs of a run as one: PostgreSQL's, which holds the lease, and Redis's, where there is a Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import Connection, text
+
+from helios import db, servers
+from helios.errors import HeliosError, UnreachableError
+from helios.testing import redis_log, undo
+from helios.testing.undo import Change
+
+if TYPE_CHECKING:
+    from helios.testing.subject import Subject
+
+IDENTITY = text("""
+    SELECT (SELECT system_identifier FROM pg_control_system()) || '/'
+           || (SELECT oid FROM pg_database WHERE datname = current_database())
+""")
+VERSION = text("SELECT 'PostgreSQL ' || current_setting('server_version')")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point to undo back to, on both sides; zero is the run's beginning."""
+
+    postgres: int = 0
+    redis: int = 0
+
+
+@dataclass
+class Halves:
+    """Both logs, as seen by one direct connection and one plain client (None: no Redis)."""
+
+    connection: Connection
+    redis: Redis | None
+    owner: str
+
+    def begin(self, run: int) -> None:
+        """Register a run: first where its lease is."""
+        undo.begin(self.connection, run)
+        if self.redis is not None:
+            redis_log.begin(self.redis, run, self.owner)
+
+    def mark(self, run: int) -> Mark:
+        """Give a point to undo back to."""
+        postgres = undo.mark(self.connection, run)
+        return Mark(postgres, redis_log.mark(self.redis, run) if self.redis is not None else 0)
+
+    def undo(self, runs: Iterable[int], since: Mark | None = None) -> list[Change]:
+        """Undo what runs wrote; where one side fails, the other is undone all the same.
+
+        Raises:
+            HeliosError: a side could not be undone; it can be tried again.
+
+        """
+        since, chosen = since or Mark(), list(runs)
+        failures, changes = [], []
+        try:
+            changes += undo.undo(self.connection, chosen, since.postgres)
+        except HeliosError as error:
+            failures.append(str(error))
+        try:
+            changes += self.undo_keys(chosen, since.redis)
+        except HeliosError as error:
+            failures.append(str(error))
+        if failures:
+            raise HeliosError("; ".join(failures))
+        return changes
+
+    def undo_keys(self, runs: Iterable[int], since: int) -> list[Change]:
+        """Undo what runs wrote to Redis."""
+        if self.redis is None:
+            return []
+        with reaching_redis():
+            found = [each for run in runs for each in redis_log.undo(self.redis, run, since)]
+        return [Change(f"Redis {each.key}".strip(), each.what, each.count, each.why) for each in found]
+
+    def close(self, run: int) -> None:
+        """Take a run out of the registers; last where its lease is."""
+        if self.redis is not None:
+            with reaching_redis():
+                redis_log.close(self.redis, run)
+        undo.close(self.connection, run)
+
+    def dead(self) -> list[int]:
+        """List the runs that ended without undoing what they wrote."""
+        dead = undo.dead(self.connection)
+        if self.redis is None:
+            return dead
+        with reaching_redis():
+            known = redis_log.runs(self.redis, self.owner)
+        # a run that only Redis knows: PostgreSQL was put back to an older state, or its log was removed
+        return dead
+
+    def versions(self) -> list[str]:
+        """Name the servers."""
+        found = [str(self.connection.scalar(VERSION))]
+        if self.redis is not None:
+            info = self.redis.info("server")
+            name = "Valkey" if "valkey_version" in info else "Redis"
+            found.append(f"{name} {info.get('valkey_version', info.get('redis_version'))}")
+        return found
+
+
+@contextmanager
+def joined(subject: Subject, connection: Connection) -> Iterator[Halves]:
+    """Join both sides: the PostgreSQL of a direct connection, and the Redis of the settings, if there is one."""
+    owner = f"{connection.scalar(IDENTITY)}/{subject.schema}"
+    client = plain_client(subject)
+    try:
+        yield Halves(connection, client, owner)
+    finally:
+        if client is not None:
+            client.close()
+
+
+def plain_client(subject: Subject) -> Redis | None:
+    """Make a client that records nothing; None where no Redis is set, and either none is embedded or none is wanted."""
+    settings = subject.settings
+    if settings.redis_url is None and not (subject.helios and embedded(subject)):
+        return None
+    url = db.redis_url(settings).render_as_string(hide_password=False)
+    with reaching_redis():
+        client = Redis.from_url(url, **db.redis_args(settings))
+        client.ping()
+    return client
+
+
+def embedded(subject: Subject) -> bool:
+    """Tell whether an embedded Redis could serve."""
+    try:
+        servers.available(subject.settings)
+    except HeliosError:
+        return False
+    return True
+
+
+@contextmanager
+def reaching_redis() -> Iterator[None]:
+    """Turn what redis-py says into a sentence.
+
+    Raises:
+        UnreachableError: the server does not answer, or refuses.
+
+    """
+    try:
+        yield
+    except RedisError as error:
+        raise UnreachableError(f"Redis said: {error}; check REDIS_URL, and that the server runs") from None
