@@ -2,7 +2,7 @@
 
 import pytest
 from installation import engine_of, rows, run_sql
-from kit import Inner
+from kit import INI, Inner, content, keys
 from sqlalchemy import text
 
 from helios.schema import environment
@@ -365,3 +365,133 @@ def test_what_a_test_left_is_named(inner):
             "DROP TABLE IF EXISTS helios_trading.scratch",
             "DELETE FROM helios_trading.instruments WHERE exchange = 'kit'",
         )
+
+
+@pytest.fixture
+def shop(pytester, database, valkey):
+    """A project that is not Helios: tables of its own in `public`, with a row, and migrations of its own."""
+    run_sql(
+        database,
+        "CREATE TABLE customers (id serial PRIMARY KEY, name text UNIQUE)",
+        "CREATE TABLE baskets (id serial PRIMARY KEY, customer int REFERENCES customers ON DELETE CASCADE, goods jsonb)",
+        "INSERT INTO customers (name) VALUES ('Test & Sons')",
+        """INSERT INTO baskets (customer, goods) VALUES (1, '{"tea": 2}')""",
+    )
+    with engine_of(database).begin() as connection:
+        environment.mark(connection, "public", "test")
+    inner = Inner(pytester, database, valkey)
+    del inner.env["DATABASE_SCHEMA"]
+    pytester.makepyfile(
+        shop="""
+        from sqlalchemy import ForeignKey
+        from sqlalchemy.dialects.postgresql import JSONB
+        from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+        class Base(DeclarativeBase): ...
+
+        class Customer(Base):
+            __tablename__ = "customers"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            name: Mapped[str] = mapped_column(unique=True)
+
+        class Basket(Base):
+            __tablename__ = "baskets"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            customer: Mapped[int] = mapped_column(ForeignKey(Customer.id, ondelete="CASCADE"))
+            goods: Mapped[dict] = mapped_column(JSONB)
+        """,
+        test_shop="""
+        import os
+        import pytest, psycopg2
+        from sqlalchemy import create_engine, text
+        from shop import Basket, Customer
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_shop(helios_session, helios_run, number):
+            found = helios_session.query(Customer).filter_by(name="Test & Sons").one_or_none()
+            if found is not None:
+                helios_session.delete(found)
+            helios_session.add(Customer(name="new"))
+            helios_session.commit()
+            own = create_engine(os.environ["DATABASE_URL"])    # an engine that never heard of Helios
+            with own.begin() as connection:
+                connection.execute(text("INSERT INTO customers (name) VALUES ('own')"))
+                assert 0 == connection.scalar(text("SELECT count(*) FROM baskets"))
+                assert 2 == connection.scalar(text("SELECT count(*) FROM customers"))
+            own.dispose()
+        """,
+    )
+    pytester.makeini(INI + "    helios_metadata = shop:Base\n    pythonpath = .\n")
+    before = content(database, "public"), keys(valkey)
+    yield inner
+    assert before == (content(database, "public"), keys(valkey))
+
+
+def test_a_project_that_is_not_helios(shop):
+    """Its own tables, its own engines, its own unmigrated database: the same guarantee; Helios's models are not loaded."""
+    result = shop.run("-v")
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["*2 tables in schema public of postgresql://*"])
+    result.stdout.fnmatch_lines(["undone: removed 8 (customers 8), restored 8 (*)"])
+
+
+def test_its_workers_have_schemas_of_their_own(shop):
+    """Each worker of pytest-xdist has empty tables of its own, made by the metadata; they are kept for the next time."""
+    result = shop.run("-n", "2")
+    result.assert_outcomes(passed=4)
+    assert [("public",), ("public_gw0",), ("public_gw1",)] == rows(
+        shop.database,
+        "SELECT nspname FROM pg_namespace WHERE nspname ~ '^public' AND nspname !~ '_undo$' ORDER BY 1",
+    )
+    assert {"0"} == {each.rpartition(" ")[2] for each in content(shop.database, "public_gw0").values()}
+
+
+def test_workers_that_share_a_schema(inner):
+    """Runs that overlap in one schema undo their own rows and leave the others' alone."""
+    inner.pytester.makeini(INI + "    helios_metadata = helios.models:metadata\n")
+    inner.pytester.makepyfile(
+        """
+        import pytest
+        from helios.models import Instrument
+        from sqlalchemy import select
+
+        @pytest.mark.parametrize("number", range(8))
+        def test_shared(helios_session, helios_redis, number):
+            assert "helios_trading" == Instrument.__table__.schema
+            helios_session.add(row := Instrument(exchange="kit", market="spot", symbol=f"A{number}"))
+            helios_session.commit()
+            helios_session.scalars(select(Instrument).where(Instrument.symbol == "BTCUSDT")).one().base_asset = str(number)
+            helios_session.commit()
+            helios_redis.set(f"test:{number}", number)
+            helios_session.refresh(row)
+            assert b"%d" % number == helios_redis.get(f"test:{number}")
+        """
+    )
+    inner.run("-n", "2", "--helios-shared").assert_outcomes(passed=8)
+
+
+def test_workers_with_schemas_of_their_own(inner):
+    """Four workers count rows without meeting each other; one that dies is repaired by the next run."""
+    inner.pytester.makeini(INI + "    helios_metadata = helios.models:metadata\n")
+    inner.pytester.makepyfile(
+        """
+        import os, time
+        import pytest
+        from helios.models import Instrument
+        from sqlalchemy import func, select
+
+        @pytest.mark.parametrize("number", range(8))
+        def test_counts(helios_session, number):
+            assert 0 == helios_session.scalar(select(func.count()).select_from(Instrument))
+            helios_session.add(Instrument(exchange="kit", market="spot", symbol="A"))
+            helios_session.commit()
+            if number == 3 and "DIE" in os.environ:
+                os._exit(1)
+        """
+    )
+    inner.env["DIE"] = "yes"
+    inner.run("-n", "4").assert_outcomes(passed=7, failed=1)
+    del inner.env["DIE"]
+    result = inner.run("-n", "4")
+    result.assert_outcomes(passed=8)
+    result.stdout.fnmatch_lines(["*repaired first: run * had died in schema helios_trading_gw?; removed 1 (instruments 1)"])
