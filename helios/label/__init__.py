@@ -8,6 +8,7 @@ client by recording what it writes. Without a label nothing changes.
 
 import os
 import re
+from functools import cache
 
 from helios.errors import LabelError, SettingError
 
@@ -25,8 +26,12 @@ def run() -> int | None:
 
     """
     given = os.environ.get(VARIABLE)
-    if not given:
-        return None
+    return identity(given) if given else None
+
+
+@cache
+def identity(given: str) -> int:
+    """Read an id, as the environment holds it."""
     if not given.isascii() or not given.isdigit() or not 0 < int(given) <= LARGEST:
         raise SettingError(
             f"{VARIABLE}={given!r} is not the id of a test run: unset it; the testing kit sets it itself"

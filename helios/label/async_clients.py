@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 from redis.asyncio import Redis
-from redis.asyncio.client import NEVER_DECODE, Pipeline
-from redis.exceptions import ResponseError
+from redis.asyncio.client import Pipeline
+from redis.client import EMPTY_RESPONSE, NEVER_DECODE
+from redis.exceptions import NoScriptError, ResponseError
 
 from helios import label
 from helios.label import recording
@@ -40,8 +41,18 @@ class AsyncRecordedRedis(Redis):
         return made
 
     async def _send_command_parse_response(self, conn: Any, command_name: str, *args: Any, **options: Any) -> Any:
-        run = label.permitted_run(self.environment)
+        run = label.run()
         if run is not None:
+            label.permitted_run(self.environment)
+            packed = recording.shortcut(catalogue_of(conn), run, conn, args)
+            if packed is not None and EMPTY_RESPONSE not in options:
+                await conn.send_packed_command(packed)
+                try:
+                    return await self.parse_response(conn, command_name, **options)
+                except NoScriptError:
+                    pass  # the way below sends the script whole
+                except ResponseError as error:
+                    raise recording.checked(run, error) from None
             write = await drive(conn, recording.understand(catalogue_of(conn), args, conn.encoder.encode))
             if write.keys:
                 steps = recording.single(run, conn.db, write, decode=NEVER_DECODE not in options)
@@ -56,8 +67,18 @@ class AsyncRecordedPipeline(Pipeline):
     environment = "development"
 
     async def _send_command_parse_response(self, conn: Any, command_name: str, *args: Any, **options: Any) -> Any:
-        run = label.permitted_run(self.environment)
+        run = label.run()
         if run is not None:
+            label.permitted_run(self.environment)
+            packed = recording.shortcut(catalogue_of(conn), run, conn, args)
+            if packed is not None and EMPTY_RESPONSE not in options:
+                await conn.send_packed_command(packed)
+                try:
+                    return await self.parse_response(conn, command_name, **options)
+                except NoScriptError:
+                    pass  # the way below sends the script whole
+                except ResponseError as error:
+                    raise recording.checked(run, error) from None
             write = await drive(conn, recording.understand(catalogue_of(conn), args, conn.encoder.encode))
             if write.keys:
                 steps = recording.immediate(run, conn.db, write, decode=NEVER_DECODE not in options)
@@ -112,7 +133,7 @@ async def drive(connection: Any, steps: Steps) -> Any:
             if isinstance(step, Wait):
                 await asyncio.sleep(step.seconds)
                 continue
-            await connection.send_packed_command(connection.pack_commands(step.commands))
+            await connection.send_packed_command(step.packed or connection.pack_commands(step.commands))
             replies = [await read(connection, step.decode) for _ in step.commands]
     except StopIteration as done:
         return done.value

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from redis import Redis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE, Pipeline
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from helios import label
 from helios.label import recording
@@ -40,8 +40,18 @@ class RecordedRedis(Redis):
         return made
 
     def _send_command_parse_response(self, conn: Any, command_name: str, *args: Any, **options: Any) -> Any:
-        run = label.permitted_run(self.environment)
+        run = label.run()
         if run is not None:
+            label.permitted_run(self.environment)
+            packed = recording.shortcut(catalogue_of(conn), run, conn, args)
+            if packed is not None and EMPTY_RESPONSE not in options:
+                conn.send_packed_command(packed)
+                try:
+                    return self.parse_response(conn, command_name, **options)
+                except NoScriptError:
+                    pass  # the way below sends the script whole
+                except ResponseError as error:
+                    raise recording.checked(run, error) from None
             write = drive(conn, recording.understand(catalogue_of(conn), args, conn.encoder.encode))
             if write.keys:
                 steps = recording.single(run, conn.db, write, decode=NEVER_DECODE not in options)
@@ -55,8 +65,18 @@ class RecordedPipeline(Pipeline):
     environment = "development"
 
     def _send_command_parse_response(self, conn: Any, command_name: str, *args: Any, **options: Any) -> Any:
-        run = label.permitted_run(self.environment)
+        run = label.run()
         if run is not None:
+            label.permitted_run(self.environment)
+            packed = recording.shortcut(catalogue_of(conn), run, conn, args)
+            if packed is not None and EMPTY_RESPONSE not in options:
+                conn.send_packed_command(packed)
+                try:
+                    return self.parse_response(conn, command_name, **options)
+                except NoScriptError:
+                    pass  # the way below sends the script whole
+                except ResponseError as error:
+                    raise recording.checked(run, error) from None
             write = drive(conn, recording.understand(catalogue_of(conn), args, conn.encoder.encode))
             if write.keys:
                 steps = recording.immediate(run, conn.db, write, decode=NEVER_DECODE not in options)
@@ -107,7 +127,7 @@ def drive(connection: Any, steps: Steps) -> Any:
             if isinstance(step, Wait):
                 time.sleep(step.seconds)
                 continue
-            connection.send_packed_command(connection.pack_commands(step.commands))
+            connection.send_packed_command(step.packed or connection.pack_commands(step.commands))
             replies = [read(connection, step.decode) for _ in step.commands]
     except StopIteration as done:
         return done.value
@@ -135,7 +155,13 @@ def answer_of(callbacks: Any, name: str, reply: Any, options: dict[str, Any]) ->
 
 def answers_of(callbacks: Any, commands: Any, replies: Sequence[Any]) -> list[Any]:
     """Make of a pipeline's replies what redis-py makes of them; errors stay among them."""
-    return [
-        reply if isinstance(reply, Exception) else answer_of(callbacks, arguments[0], reply, options)
-        for reply, (arguments, options) in zip(replies, commands, strict=True)
-    ]
+    found = []
+    for reply, (arguments, options) in zip(replies, commands, strict=True):
+        if isinstance(reply, Exception):
+            found.append(reply)
+        elif options:
+            found.append(answer_of(callbacks, arguments[0], reply, options))
+        else:
+            callback = callbacks.get(arguments[0])
+            found.append(reply if callback is None else callback(reply))
+    return found

@@ -4,6 +4,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+
+# Commands that a script answers as the server itself does, in either protocol: with a status, a whole number, one
+# string, or a list of strings. The list makes them quick; every other command is as safe.
+PLAIN = frozenset(
+    "SET SETEX PSETEX SETNX GETSET GETDEL GETEX APPEND INCR INCRBY DECR DECRBY INCRBYFLOAT SETRANGE SETBIT MSET MSETNX "
+    "DEL UNLINK EXPIRE PEXPIRE EXPIREAT PEXPIREAT PERSIST RENAME RENAMENX COPY "
+    "HSET HSETNX HMSET HDEL HINCRBY HINCRBYFLOAT HEXPIRE HPEXPIRE HEXPIREAT HPEXPIREAT HPERSIST "
+    "LPUSH RPUSH LPUSHX RPUSHX LPOP RPOP LSET LREM LTRIM LINSERT LMOVE RPOPLPUSH SADD SREM SMOVE "
+    "SINTERSTORE SUNIONSTORE SDIFFSTORE ZREM ZREMRANGEBYRANK ZREMRANGEBYSCORE ZREMRANGEBYLEX ZUNIONSTORE ZINTERSTORE "
+    "ZDIFFSTORE ZRANGESTORE XADD XDEL XTRIM XACK XSETID PFADD PFMERGE BITOP GEOADD GEOSEARCHSTORE "
+    "GET MGET EXISTS STRLEN GETRANGE TTL PTTL EXPIRETIME PEXPIRETIME HGET HMGET HEXISTS HLEN HSTRLEN LLEN LINDEX LRANGE "
+    "SISMEMBER SCARD ZCARD ZCOUNT XLEN PFCOUNT GETBIT BITCOUNT TOUCH".split()
+)
+
 Argument = bytes | str | int | float | memoryview
 Arguments = tuple[Argument, ...]
 
@@ -103,6 +117,14 @@ class Command:
         return "write" in self.flags or any(each.writes for each in self.specifications)
 
     @property
+    def direct(self) -> bool:
+        """Whether the first argument is the only key."""
+        match self.specifications:
+            case [Specification(begin="index", begin_at={"index": 1}, find="range", find_by={"lastkey": 0})]:
+                return True
+        return False
+
+    @property
     def blocks(self) -> bool:
         """Whether it may wait for somebody else."""
         return "blocking" in self.flags
@@ -122,14 +144,26 @@ class Command:
 
 @dataclass
 class Catalogue:
-    """The commands of one server, learned as they are used."""
+    """The commands of one server, learned as they are used.
+
+    `direct` are those known whose first argument is the one key that they write, or read, and `harmless` those that
+    write nothing: what a program does most needs no second look.
+    """
 
     known: dict[str, Command | None] = field(default_factory=dict)
+    direct: set[str] = field(default_factory=set)
+    harmless: set[str] = field(default_factory=set)
 
     def learn(self, name: str, answer: Any) -> None:  # noqa: ANN401 - an answer of Redis
         """Keep what COMMAND INFO said of one name; nothing where the server does not know it."""
-        entry = answer[0] if answer else None
-        self.known[name] = Command.read(entry) if entry else None
+        entry = answer[0] if isinstance(answer, list) and answer else None
+        command = self.known[name] = Command.read(entry) if entry else None
+        if command is None or command.subcommands:
+            return
+        if not command.writes:
+            self.harmless.add(name)
+        elif command.direct and name in PLAIN and len(command.specifications) == 1:
+            self.direct.add(name)
 
     def find(self, words: Sequence[str]) -> Command | None:
         """Give the command, or the subcommand, that these first words name; None if the server knows none."""

@@ -3,27 +3,30 @@
 All keys of the log stand in database 0 under `helios:undo:{log}:`. The braces are a hash tag: on a Redis Cluster, where
 a script may only touch keys of one slot, each slot would have a log under a tag of that slot; one Redis has one.
 
-    ...runs             hash    run -> its scope now: the number that the last mark gave
-    ...owners           hash    run -> who holds its lease
+    ...runs             hash    run -> who holds its lease
     ...sequence         number  the order of images of overlapping runs
+    ...<run>            hash    scope -> the number that the last mark gave; <database>:<key> -> the scope of its newest
+                                image, and the fingerprint of what the run's last write left
+    ...<run>:turn       number  changes with every mark, for WATCH
     ...<run>:<scope>    hash    <database>:<key> -> the image from before the first write in this scope
-    ...<run>:after      hash    <database>:<key> -> the scope of its newest image, and what the run's last write left
 
 An image is `<sequence> <scope of the image before it, or -> <1 where that one's after was found unchanged> <absolute
-expiry in ms, -1 for none, - for an absent key> <DUMP>`. What was left behind is a fingerprint: Redis has no transaction
-ids, so this is how a change by somebody else is told from the run's own.
+expiry in ms, -1 for none, - for an absent key> <DUMP>`. Redis has no transaction ids: the fingerprint is how a change
+by somebody else is told from the run's own.
 """
 
 import hashlib
 
 PREFIX = "helios:undo:{log}:"
 RUNS = f"{PREFIX}runs"
-OWNERS = f"{PREFIX}owners"
 SEQUENCE = f"{PREFIX}sequence"
 OVER = "HELIOSOVER"
 
 # Up to this size (of its DUMP, in bytes) a key's fingerprint covers its content; above it only type, length and expiry.
 LARGEST_READ = 4096
+
+# Whether a DUMP no larger than that is itself the fingerprint: it ends with a CRC64.
+QUICK = "(encoding > 5 and encoding < 22 or encoding == 0 and not string.find(dump, 'HYLL', 1, true))"
 
 # The functions that both sides of the log need. The first byte of a DUMP tells the encoding: hash tables (2 and 4, 22
 # and above with fields that expire) list their content in any order, so it is sorted; everything else is stable, and
@@ -68,15 +71,17 @@ end
 local function fingerprint(key, dump, expiry)
   if #dump > {LARGEST_READ} then return rough(key, expiry) end
   local encoding = string.byte(dump)
-  if encoding == 0 and string.find(string.sub(dump, 1, 16), 'HYLL', 1, true) then
-    local value = call('GET', key)
-    return expiry .. ':' .. redis.sha1hex(string.sub(value, 1, 8) .. string.sub(value, 17))
-  elseif encoding == 2 or encoding == 4 then
+  if encoding == 2 or encoding == 4 then
     return expiry .. ':' .. unordered(key, encoding)
   elseif encoding >= 22 and call('TYPE', key).ok == 'hash' then
     return expiry .. ':h' .. unordered(key, encoding)
+  elseif encoding == 0 then
+    local value = call('GET', key)
+    if string.sub(value, 1, 4) == 'HYLL' then
+      return expiry .. ':' .. redis.sha1hex(string.sub(value, 1, 8) .. string.sub(value, 17))
+    end
   end
-  return expiry .. ':' .. #dump .. string.sub(dump, -8)
+  return expiry .. ':' .. string.sub(dump, -8)
 end
 
 -- the fingerprint of a key ('' if absent), its DUMP and its expiry; only the first where a rough one is enough
@@ -87,7 +92,9 @@ local function look(key, roughly)
   end
   local dump = call('DUMP', key)
   if not dump then return '' end
-  local expiry = call('PEXPIRETIME', key)
+  local expiry, encoding = call('PEXPIRETIME', key), string.byte(dump)
+  if expiry == -1 then expiry = '-1' end -- Lua writes a number slowly
+  if #dump <= {LARGEST_READ} and {QUICK} then return expiry .. ':' .. string.sub(dump, -8), dump, expiry end
   return fingerprint(key, dump, expiry), dump, expiry
 end
 
@@ -119,7 +126,7 @@ end
 
 local function left_by_another_run(run, field, is)
   for _, id in ipairs(others(run)) do
-    local known = call('HGET', PREFIX .. id .. ':after', field)
+    local known = call('HGET', PREFIX .. id, field)
     if known then
       local _, was = split(known)
       if was == is then return true end
@@ -129,72 +136,116 @@ local function left_by_another_run(run, field, is)
 end
 """
 
-# KEYS: the runs, then the keys to be written. ARGV: mode, run, database, then of each command its length and its words.
+# KEYS: what may be written. ARGV: mode, run, database, then of each command its length and its words.
 # Modes: `one` and `many` run the commands and answer with one reply or all; `before` only saves, `after` only notes
 # what is there now. An error before the commands ends the script, so that nothing is written without its image.
 RECORD = (
-    STATE
-    + f"""
+    f"""
 local mode, run, database = ARGV[1], ARGV[2], ARGV[3]
-local elsewhere = database ~= '0'
-local function at(number) if elsewhere then call('SELECT', number) end end
+local ran, reply, scope = false, nil, nil
 
-at('0')
-local scope = call('HGET', RUNS, run)
-if not scope then return redis.error_reply('{OVER}') end
-local log, after = PREFIX .. run .. ':' .. scope, PREFIX .. run .. ':after'
-
-local keys, fields, known = {{}}, {{}}, {{}}
-for i = 2, #KEYS do
-  keys[i - 1] = KEYS[i]
-  fields[i - 1] = database .. ':' .. KEYS[i]
-end
-for first = 1, #fields, 1000 do
-  local some = call('HMGET', after, unpack(fields, first, math.min(first + 999, #fields)))
-  for i, each in ipairs(some) do known[first + i - 1] = each end
-end
-
-local scopes, left, roughly, sequence = {{}}, {{}}, {{}}, nil
-for i = 1, #fields do
-  if known[i] then
-    scopes[i], left[i] = split(known[i])
-    roughly[i] = scopes[i] == scope and string.find(left[i], ':~', 1, true) ~= nil
+-- One key, nothing unusual: what programs do most, without the price of all that follows.
+if mode == 'one' and database == '0' and not KEYS[2] then
+  local call, key, left = redis.call, KEYS[1], '{PREFIX}' .. run
+  local field = '0:' .. key
+  local found = call('HMGET', left, 'scope', field)
+  scope = found[1]
+  if not scope then return redis.error_reply('{OVER}') end
+  local dump, expiry, is = call('DUMP', key), '-', ''
+  if dump then is = '?' end
+  if dump and #dump <= {LARGEST_READ} then
+    local encoding = string.byte(dump)
+    expiry = call('PEXPIRETIME', key)
+    if expiry == -1 then expiry = '-1' end
+    if {QUICK} then is = expiry .. ':' .. string.sub(dump, -8) end
   end
-end
-
-local function save(i, unchanged, dump, expiry)
-  sequence = sequence or call('INCR', SEQUENCE)
-  local before = scopes[i] or '-'
-  if before == scope then -- somebody else wrote in between: theirs is the state to go back to
-    before = string.match(call('HGET', log, fields[i]), '^%d+ (%S+)')
-  end
-  local head = sequence .. ' ' .. before .. ' ' .. (unchanged and 1 or 0) .. ' '
-  call('HSET', log, fields[i], head .. (expiry or '-') .. ' ' .. (dump or ''))
-end
-
-if mode ~= 'after' then
-  at(database)
-  local found = {{}}
-  for i, key in ipairs(keys) do found[i] = {{look(key, roughly[i])}} end
-  at('0')
-  for i, key in ipairs(keys) do
-    local is, dump, expiry = unpack(found[i], 1, 3)
-    local unchanged = left[i] and same(left[i], is)
-    if scopes[i] ~= scope then
-      save(i, unchanged, dump, expiry)
-    elseif not unchanged and not left_by_another_run(run, fields[i], is) then
-      if roughly[i] then
-        at(database)
-        is, dump, expiry = look(key, false)
-        at('0')
+  if (not found[2] and is ~= '?') or found[2] == scope .. ' ' .. is then
+    if not found[2] then
+      local image = call('INCR', '{SEQUENCE}') .. ' - 0 ' .. expiry .. ' ' .. (dump or '')
+      call('HSET', left .. ':' .. scope, field, image)
+    end
+    reply, ran = redis.pcall(unpack(ARGV, 5)), true
+    dump = call('DUMP', key)
+    if dump and #dump <= {LARGEST_READ} then
+      local encoding = string.byte(dump)
+      if {QUICK} then
+        expiry = call('PEXPIRETIME', key)
+        if expiry == -1 then expiry = '-1' end
+        call('HSET', left, field, scope .. ' ' .. expiry .. ':' .. string.sub(dump, -8))
+        return reply
       end
-      save(i, false, dump, expiry)
+    elseif not dump then
+      call('HSET', left, field, scope .. ' ')
+      return reply
     end
   end
 end
+"""
+    + STATE
+    + f"""
+local left, elsewhere, sequence, images = PREFIX .. run, database ~= '0', nil, {{}}
+if ran then
+  call('HSET', left, '0:' .. KEYS[1], scope .. ' ' .. look(KEYS[1], false))
+  return reply
+end
+
+if elsewhere then call('SELECT', 0) end
+scope = call('HGET', left, 'scope')
+if not scope then return redis.error_reply('{OVER}') end
+local log, head = left .. ':' .. scope, scope .. ' '
+
+local function save(field, before, unchanged, dump, expiry)
+  sequence = sequence or call('INCR', SEQUENCE)
+  images[#images + 1] = field
+  images[#images + 1] =
+    sequence .. ' ' .. before .. ' ' .. unchanged .. ' ' .. (expiry or '-') .. ' ' .. (dump or '')
+end
+
+local function keep(name, flat)
+  for first = 1, #flat, 1000 do call('HSET', name, unpack(flat, first, math.min(first + 999, #flat))) end
+end
+
+-- Saves the image of a key, if this scope has none, or if somebody else wrote since: then theirs is the state to go
+-- back to. Tells whether a rough fingerprint is enough.
+local function before(key, field, known)
+  local roughly = known and string.find(known, ':~', 1, true) and split(known) == scope
+  if elsewhere then call('SELECT', database) end
+  local is, dump, expiry = look(key, roughly)
+  if known == head .. is then
+    if elsewhere then call('SELECT', 0) end
+    return roughly
+  end
+  local at, was
+  if known then at, was = split(known) end
+  local unchanged = was and same(was, is)
+  if roughly and not unchanged then is, dump, expiry = look(key, false) end
+  if elsewhere then call('SELECT', 0) end
+  if at ~= scope then
+    save(field, at or '-', unchanged and 1 or 0, dump, expiry)
+  elseif not unchanged and not left_by_another_run(run, field, is) then
+    local image = call('HGET', log, field)
+    save(field, image and string.match(image, '^%d+ (%S+)') or '-', 0, dump, expiry)
+  end
+  return roughly
+end
+
+local fields, known, roughly = {{}}, {{}}, {{}}
+for i, key in ipairs(KEYS) do fields[i] = database .. ':' .. key end
+for first = 1, #fields, 1000 do
+  local some = call('HMGET', left, unpack(fields, first, math.min(first + 999, #fields)))
+  for i, each in ipairs(some) do known[first + i - 1] = each end
+end
+for i, key in ipairs(KEYS) do
+  if mode ~= 'after' then
+    roughly[i] = before(key, fields[i], known[i])
+  else
+    roughly[i] = known[i] and string.find(known[i], ':~', 1, true) ~= nil
+  end
+end
+keep(log, images)
 
 local replies, place = {{}}, 4
-at(database)
+if elsewhere then call('SELECT', database) end
 while ARGV[place] do
   local length = tonumber(ARGV[place])
   replies[#replies + 1] = redis.pcall(unpack(ARGV, place + 1, place + length))
@@ -202,12 +253,13 @@ while ARGV[place] do
 end
 
 local now = {{}}
-for i, key in ipairs(keys) do
-  now[#now + 1] = fields[i]
-  now[#now + 1] = scope .. ' ' .. look(key, roughly[i])
+for i, key in ipairs(KEYS) do
+  local is = look(key, roughly[i])
+  now[2 * i - 1] = fields[i]
+  now[2 * i] = head .. is
 end
-at('0')
-for first = 1, #now, 1000 do call('HSET', after, unpack(now, first, math.min(first + 999, #now))) end
+if elsewhere then call('SELECT', 0) end
+keep(left, now)
 if mode == 'one' then return replies[1] end
 return replies
 """

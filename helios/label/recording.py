@@ -6,31 +6,20 @@ the keys in between, and are tried again.
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from redis.exceptions import NoScriptError, ResponseError, WatchError
 
 from helios.errors import RecordingError
-from helios.label.commands import Argument, Arguments, AskServerError, Catalogue, Command, named_keys, text
-from helios.label.images import OVER, RECORD, RECORD_SHA, RUNS
+from helios.label.commands import PLAIN, Argument, Arguments, AskServerError, Catalogue, Command, named_keys, text
+from helios.label.images import OVER, PREFIX, RECORD, RECORD_SHA
 
 PAUSE = 0.005
 MOST_WORDS = 4000  # Lua unpacks no more than 8000 values at once
 
-# Commands that a script answers as the server itself does, in either protocol: with a status, a whole number, one
-# string, or a list of strings. The list makes them quick; every other command is as safe.
-PLAIN = frozenset(
-    "SET SETEX PSETEX SETNX GETSET GETDEL GETEX APPEND INCR INCRBY DECR DECRBY INCRBYFLOAT SETRANGE SETBIT MSET MSETNX "
-    "DEL UNLINK EXPIRE PEXPIRE EXPIREAT PEXPIREAT PERSIST RENAME RENAMENX COPY "
-    "HSET HSETNX HMSET HDEL HINCRBY HINCRBYFLOAT HEXPIRE HPEXPIRE HEXPIREAT HPEXPIREAT HPERSIST "
-    "LPUSH RPUSH LPUSHX RPUSHX LPOP RPOP LSET LREM LTRIM LINSERT LMOVE RPOPLPUSH SADD SREM SMOVE "
-    "SINTERSTORE SUNIONSTORE SDIFFSTORE ZREM ZREMRANGEBYRANK ZREMRANGEBYSCORE ZREMRANGEBYLEX ZUNIONSTORE ZINTERSTORE "
-    "ZDIFFSTORE ZRANGESTORE XADD XDEL XTRIM XACK XSETID PFADD PFMERGE BITOP GEOADD GEOSEARCHSTORE "
-    "GET MGET EXISTS STRLEN GETRANGE TTL PTTL EXPIRETIME PEXPIRETIME HGET HMGET HEXISTS HLEN HSTRLEN LLEN LINDEX LRANGE "
-    "SISMEMBER SCARD ZCARD ZCOUNT XLEN PFCOUNT GETBIT BITCOUNT TOUCH".split()
-)
 WITHOUT_KEYS = "names no keys, so what was there before cannot be saved"
 REFUSED = {
     "FLUSHDB": "empties a database that others use too",
@@ -44,10 +33,14 @@ REFUSED = {
 
 @dataclass(frozen=True)
 class Send:
-    """Commands to send together; each has one reply. `decode` says that the replies are the caller's own."""
+    """Commands to send together; each has one reply. `decode` says that the replies are the caller's own.
+
+    `packed` is what to send, where it is written already.
+    """
 
     commands: Sequence[Arguments]
     decode: bool = False
+    packed: list[bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +68,59 @@ class Write:
             return False
         name = text(self.words[0]).upper()
         return name in PLAIN or (name == "ZADD" and not any(word in {"INCR", b"INCR", "incr"} for word in self.words))
+
+
+CALL = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n" % RECORD_SHA.encode()
+
+
+def bulk(value: Argument, encode: Callable[[Argument], bytes]) -> bytes:
+    """Write one word as it is sent."""
+    data = value.encode() if type(value) is str else bytes(encode(value))
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+@cache
+def opening(count: int) -> bytes:
+    """Write how the recording of a command of so many words with one key begins."""
+    return b"*%d\r\n%b$1\r\n1\r\n" % (count + 8, CALL)
+
+
+@cache
+def middle(run: int, database: int, count: int, name: str) -> bytes:
+    """Write what stands between that key and the command's arguments."""
+    return b"".join(bulk(each, bytes) for each in ("one", str(run), str(database), str(count), name))
+
+
+def shortcut(catalogue: Catalogue, run: int, connection: Any, arguments: Arguments) -> list[bytes] | None:  # noqa: ANN401 - a redis-py connection
+    """Write the recording of a command whose one key is its first argument; None where it needs a closer look."""
+    name, count = arguments[0], len(arguments)
+    if name not in catalogue.direct or count > MOST_WORDS:
+        return None
+    encode = connection.encoder.encode
+    words = [bulk(each, encode) for each in arguments[1:]]
+    return [b"".join((opening(count), words[0], middle(run, connection.db, count, name), *words))]
+
+
+def shortcuts(catalogue: Catalogue, run: int, connection: Any, commands: Sequence[Arguments]) -> list[bytes] | None:  # noqa: ANN401 - a redis-py connection
+    """Write the recording of a pipeline of such commands, and of some that read; None where one needs a closer look."""
+    encode = connection.encoder.encode
+    direct, harmless, keys, words, parts = catalogue.direct, catalogue.harmless, {}, 0, []
+    for arguments in commands:
+        name, count = arguments[0], len(arguments)
+        if name not in PLAIN or not 1 < count < MOST_WORDS:
+            return None
+        if name in direct:
+            keys[bulk(arguments[1], encode)] = None
+        elif name not in harmless:
+            return None
+        words += count + 1
+        parts.append(b"$%d\r\n%d\r\n" % (len(str(count)), count))
+        parts += [bulk(each, encode) for each in arguments]
+    if not keys:
+        return None
+    head = b"*%d\r\n%b%b" % (words + len(keys) + 6, CALL, bulk(len(keys), encode))
+    mode = [bulk(each, encode) for each in ("many", run, connection.db)]
+    return [b"".join([head, *keys, *mode, *parts])]
 
 
 def split(arguments: Arguments) -> Arguments:
@@ -127,7 +173,7 @@ def refusal(name: str, why: str) -> RecordingError:
 def record(mode: str, run: int, database: int, keys: Sequence[bytes], commands: Sequence[Arguments]) -> Arguments:
     """Write the arguments of the recording script, as they follow its name."""
     parts = [part for words in commands for part in (len(words), *words)]
-    return (1 + len(keys), RUNS, *keys, mode, run, database, *parts)
+    return (len(keys), *keys, mode, run, database, *parts)
 
 
 def checked(run: int, reply: Any) -> Any:  # noqa: ANN401 - an answer of Redis
@@ -153,7 +199,7 @@ def scripted(
 
 def watched(run: int, database: int, keys: Sequence[bytes], commands: Sequence[Arguments], *, decode: bool) -> Steps:
     """Save images, then run commands in a MULTI; give its replies, or None where somebody touched a key in between."""
-    yield Send([("WATCH", RUNS, *keys)])
+    yield Send([("WATCH", f"{PREFIX}{run}:turn", *keys)])
     saved = yield from scripted("before", run, database, keys, [], decode=False)
     if isinstance(saved, Exception):
         yield Send([("UNWATCH",)])
@@ -211,6 +257,13 @@ def pipelined(
         WatchError: a key that the caller watches was touched.
 
     """
+    packed = None if watching else shortcuts(catalogue, run, connection, commands)
+    if packed is not None:
+        (replies,) = yield Send([()], decode=decode, packed=packed)
+        if not isinstance(replies, Exception):
+            return replies
+        if not isinstance(replies, NoScriptError):
+            raise checked(run, replies)
     writes: list[Write] = []
     for each in commands:
         writes.append((yield from understand(catalogue, each, connection.encoder.encode)))

@@ -12,23 +12,23 @@ from redis import Redis
 from redis.exceptions import NoScriptError
 
 from helios.errors import RecordingError
-from helios.label.images import OWNERS, PREFIX, RUNS, SEQUENCE, STATE
+from helios.label.images import PREFIX, RUNS, SEQUENCE, STATE
 
 BATCH = 500
 PASSES = 1000
 
-# KEYS: the runs. ARGV: run, the first scope to undo, the scope and cursor to go on with, how many images to look at.
+# ARGV: run, the first scope to undo, the scope and cursor to go on with, how many images to look at.
 # Newest scope first. Answers with the scope and cursor to go on with (-1: done), how many keys were deleted, restored,
 # and already as they were, and which were kept.
 UNDO = (
     STATE
     + """
 local run, since, scope, cursor, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local after = PREFIX .. run .. ':after'
+local left = PREFIX .. run
 local deleted, restored, kept = 0, 0, {}
 
 local function newest()
-  for each = tonumber(call('HGET', RUNS, run) or '-1'), since, -1 do
+  for each = tonumber(call('HGET', left, 'scope') or '-1'), since, -1 do
     if call('EXISTS', PREFIX .. run .. ':' .. each) == 1 then return each end
   end
   return -1
@@ -50,7 +50,7 @@ end
 local function hand_over(field, image, was, is)
   local handed = false
   for _, id in ipairs(others(run)) do
-    local known = call('HGET', PREFIX .. id .. ':after', field)
+    local known = call('HGET', PREFIX .. id, field)
     local at = known and split(known) or '-'
     local place, later
     while at ~= '-' do
@@ -64,7 +64,7 @@ local function hand_over(field, image, was, is)
       handed = true
       local head = later.sequence .. ' ' .. later.before .. ' ' .. (later.unchanged and 1 or 0) .. ' '
       call('HSET', place, field, head .. (image.expiry or '-') .. ' ' .. image.dump)
-      if same(was, is) then call('HSET', PREFIX .. id .. ':after', field, split(known) .. ' ' .. is) end
+      if same(was, is) then call('HSET', PREFIX .. id, field, split(known) .. ' ' .. is) end
     end
   end
   return handed
@@ -86,7 +86,7 @@ local page = call('HSCAN', log, cursor, 'COUNT', count)
 for i = 1, #page[2], 2 do
   local field, image = page[2][i], read(page[2][i + 1])
   local database, key = string.match(field, '^(%d+):(.*)$')
-  local known = call('HGET', after, field)
+  local known = call('HGET', left, field)
   local at, was
   if known then at, was = split(known) end
   if known and tonumber(at) > scope then
@@ -109,9 +109,9 @@ for i = 1, #page[2], 2 do
         kept[#kept + 1] = field
       end
       if image.before == '-' then
-        call('HDEL', after, field)
+        call('HDEL', left, field)
       else
-        call('HSET', after, field, image.before .. ' ' .. now)
+        call('HSET', left, field, image.before .. ' ' .. now)
       end
     end
     call('HDEL', log, field)
@@ -124,27 +124,27 @@ return {scope, cursor, deleted, restored, kept}
 )
 
 BEGIN = f"""
-if redis.call('HEXISTS', '{RUNS}', ARGV[1]) == 1 then return 0 end
-redis.call('HSET', '{RUNS}', ARGV[1], 0)
-redis.call('HSET', '{OWNERS}', ARGV[1], ARGV[2])
+if redis.call('HSETNX', '{RUNS}', ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('HSET', '{PREFIX}' .. ARGV[1], 'scope', 0)
+redis.call('SET', '{PREFIX}' .. ARGV[1] .. ':turn', 0)
 return 1
 """
 
 MARK = f"""
 if redis.call('HEXISTS', '{RUNS}', ARGV[1]) == 0 then return -1 end
-return redis.call('HINCRBY', '{RUNS}', ARGV[1], 1)
+redis.call('INCR', '{PREFIX}' .. ARGV[1] .. ':turn')
+return redis.call('HINCRBY', '{PREFIX}' .. ARGV[1], 'scope', 1)
 """
 
 # A run with images left is not closed, and its labelled processes go on being recorded.
 CLOSE = f"""
-local scope = redis.call('HGET', '{RUNS}', ARGV[1])
+local scope = redis.call('HGET', '{PREFIX}' .. ARGV[1], 'scope')
 if not scope then return 0 end
 for each = tonumber(scope), 0, -1 do
   local left = redis.call('HLEN', '{PREFIX}' .. ARGV[1] .. ':' .. each)
   if left > 0 then return left end
 end
-redis.call('UNLINK', '{PREFIX}' .. ARGV[1] .. ':after')
-redis.call('HDEL', '{OWNERS}', ARGV[1])
+redis.call('UNLINK', '{PREFIX}' .. ARGV[1], '{PREFIX}' .. ARGV[1] .. ':turn')
 redis.call('HDEL', '{RUNS}', ARGV[1])
 if redis.call('EXISTS', '{RUNS}') == 0 then redis.call('UNLINK', '{SEQUENCE}') end
 return 0
@@ -202,7 +202,7 @@ def undo(client: "Redis", run: int, since: int = 0) -> list[Change]:
     kept: dict[bytes, None] = {}
     scope, cursor = -1, b"0"
     while True:
-        arguments = (1, RUNS, run, since, scope, cursor, BATCH)
+        arguments = (0, run, since, scope, cursor, BATCH)
         scope, cursor, deleted, restored, left = run_script(client, UNDO, arguments)
         counts.update(deleted=deleted, restored=restored)
         kept.update(dict.fromkeys(left))
@@ -220,7 +220,7 @@ def close(client: "Redis", run: int) -> int:
 
 def runs(client: "Redis", owner: str) -> list[int]:
     """Give the runs of an owner that have begun and are not closed, the dead among them."""
-    found = client.eval(f"redis.call('SELECT', 0)\nreturn redis.call('HGETALL', '{OWNERS}')", 0)
+    found = client.eval(f"redis.call('SELECT', 0)\nreturn redis.call('HGETALL', '{RUNS}')", 0)
     flat = [each.encode() if isinstance(each, str) else bytes(each) for each in found]
     return sorted(int(each) for each, name in zip(flat[::2], flat[1::2], strict=True) if name == owner.encode())
 
