@@ -8,12 +8,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from helios.testing.run import Run, digest, tracked
+    from helios.testing.proof import digest
+    from helios.testing.run import Run, tracked
     from helios.testing.tracker import Tracker
 
 __all__ = ["Run", "Tracker", "digest", "tracked"]
 
-HOMES = {"Tracker": "helios.testing.tracker"}
+HOMES = {"Tracker": "helios.testing.tracker", "digest": "helios.testing.proof"}
 
 
 def __getattr__(name: str) -> object:

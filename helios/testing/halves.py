@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Table, text
 
 from helios import db, servers
 from helios.errors import HeliosError, UnreachableError
 from helios.testing import redis_log, undo
+from helios.testing.audit import Unattributed
+from helios.testing.audit.postgres import PostgresAudit
+from helios.testing.audit.redis import RedisAudit
 from helios.testing.undo import Change
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ IDENTITY = text("""
     SELECT (SELECT system_identifier FROM pg_control_system()) || '/'
            || (SELECT oid FROM pg_database WHERE datname = current_database())
 """)
+MIRRORS = "helios:"  # what the relay writes; it sets that right by itself
+SHOWN = 4  # tables or keys named in a line
 VERSION = text("SELECT 'PostgreSQL ' || current_setting('server_version')")
 
 
@@ -41,6 +46,8 @@ class Halves:
     connection: Connection
     redis: Redis | None
     owner: str
+    rows: PostgresAudit | None = None
+    keys: RedisAudit | None = None
 
     def begin(self, run: int) -> None:
         """Register a run: first where its lease is."""
@@ -99,6 +106,31 @@ class Halves:
         # a run that only Redis knows: PostgreSQL was put back to an older state, or its log was removed
         return dead
 
+    def watch(self, tables: Sequence[Table]) -> None:
+        """Look from now on for changes that nobody labelled makes."""
+        self.rows = PostgresAudit(self.connection, [each for each in tables if not each.info.get("bookkeeping")])
+        if self.redis is not None:
+            self.keys = RedisAudit(self.redis, excluding=[MIRRORS])
+
+    def watch_anew(self) -> None:
+        """Forget what was seen."""
+        for audit in (self.rows, self.keys):
+            if audit is not None:
+                audit.begin()
+
+    def undo_and_tell(self, run: int, since: Mark) -> tuple[list[Change], list[str]]:
+        """Undo what a run wrote, and tell what others changed: of keys what was seen before it, of rows what after.
+
+        Raises:
+            HeliosError: something could not be undone.
+
+        """
+        seen = [self.keys.report()] if self.keys is not None else []
+        changes = self.undo([run], since)
+        if self.rows is not None:
+            seen.append(self.rows.report(undo.transactions(self.connection, run)))
+        return changes, [said for each in seen if each is not None for said in unattributed(each)]
+
     def versions(self) -> list[str]:
         """Name the servers."""
         found = [str(self.connection.scalar(VERSION))]
@@ -109,14 +141,28 @@ class Halves:
         return found
 
 
+def unattributed(found: Unattributed) -> Iterator[str]:
+    """Tell what nobody labelled changed, and who may have."""
+    what = ", ".join(f"{name} {count}" for name, count in list(found.what.items())[:SHOWN])
+    more = f" and {len(found.what) - SHOWN} more" if len(found.what) > SHOWN else ""
+    who = ", ".join(found.candidates[:SHOWN]) or "somebody who is gone"
+    store = "Redis keys" if found.store == "redis" else "rows"
+    yield f"unattributed, so not undone: {store} {what}{more}, by one of: {who}" + (
+        f" ({found.blind})" if found.blind else ""
+    )
+
+
 @contextmanager
 def joined(subject: Subject, connection: Connection) -> Iterator[Halves]:
     """Join both sides: the PostgreSQL of a direct connection, and the Redis of the settings, if there is one."""
     owner = f"{connection.scalar(IDENTITY)}/{subject.schema}"
     client = plain_client(subject)
+    halves = Halves(connection, client, owner)
     try:
-        yield Halves(connection, client, owner)
+        yield halves
     finally:
+        if halves.keys is not None:
+            halves.keys.close()
         if client is not None:
             client.close()
 

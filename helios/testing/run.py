@@ -83,6 +83,7 @@ class Run:
             undo.install(self.connection, self.subject.schema, self.subject.tables)
             self.halves.begin(self.id)
         self.servers = self.halves.versions()
+        self.halves.watch(self.subject.tables)
         self.catalog = Catalog(self.connection, self.subject.schema)
         own = {"DATABASE_SCHEMA": self.subject.schema} if self.subject.helios else {}
         self._open.enter_context(variables(label.variables(self.id) | own))
@@ -95,6 +96,7 @@ class Run:
     def enter(self, test: str) -> None:
         """Begin a test: what is written from here on is its own."""
         self.scope = Scope(test=test, since=self.halves.mark(self.id))
+        self.halves.watch_anew()
         self.tracker.test = test
         self.scopes.append(self.scope)
 
@@ -114,11 +116,12 @@ class Run:
     def undo(self, scope: Scope) -> None:
         """Undo what was written since a scope began, and note what is left of it."""
         try:
-            scope.changes += self.halves.undo([self.id], scope.since)
+            changes, others = self.halves.undo_and_tell(self.id, scope.since)
         except HeliosError as error:
             self.failures.append(f"{scope.test or 'the run'} could not be undone: {error}")
             raise
-        scope.left += [str(each) for each in scope.changes if each.what == "kept"]
+        scope.changes += changes
+        scope.left += [f"{each.table} {each.count}: {each.why}" for each in changes if each.what == "kept"] + others
         scope.left += self.catalog.changes()
 
     def keep(self) -> None:
