@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 try:
+    import make_klines
     from sqlalchemy import func, select, text
 
-    import make_klines
     from helios import queries
     from helios.backfill import load, recognise
     from helios.errors import HeliosError
@@ -75,12 +75,16 @@ class Report:
         began = time.monotonic()
         try:
             yield evidence
-            if name == self.fail_at:
-                raise PlannedFailureError("failed on purpose, as --fail-at asked")
+            self.fail_where_asked(name)
         except BaseException as error:
             self.line(name, "Ctrl-C" if isinstance(error, KeyboardInterrupt) else str(error), began, good=False)
             raise
         self.line(name, "; ".join(evidence), began, good=True)
+
+    def fail_where_asked(self, name: str) -> None:
+        """Fail on purpose."""
+        if name == self.fail_at:
+            raise PlannedFailureError("failed on purpose, as --fail-at asked")
 
     def line(self, name: str, said: str, began: float, *, good: bool) -> None:
         """Print a step."""
@@ -89,7 +93,10 @@ class Report:
             mark = f"\033[{32 if good else 31};1m{mark}\033[0m"
         if not good:
             self.bad.append(name)
-        print(f"{mark:<6} {name:<13} {said.splitlines()[0] if said else ''}  [{time.monotonic() - began:.2f} s]", flush=True)
+        print(
+            f"{mark:<6} {name:<13} {said.splitlines()[0] if said else ''}  [{time.monotonic() - began:.2f} s]",
+            flush=True,
+        )
 
 
 def main() -> int:
@@ -116,11 +123,11 @@ def main() -> int:
 def verify(subject: Subject, report: Report) -> None:
     """Do the pipeline between two digests."""
     with report.step("configuration") as said:
-        said += [str(subject), f"application {subject.settings.database_application_name}"]
+        said.extend([str(subject), f"application {subject.settings.database_application_name}"])
     with report.step("repair") as said, subject.direct() as connection:
         public = fingerprint(connection)
         made = subject.ready(connection)
-        said += [story.repaired(each) for each in sweep(subject)] or ["no dead run had left anything"]
+        said.extend([story.repaired(each) for each in sweep(subject)] or ["no dead run had left anything"])
     before, orphaned = digest(subject), names(subject)
     run = Run.begin(subject)
     try:
@@ -135,7 +142,7 @@ def pipeline(run: Run, report: Report, *, made: bool) -> None:
     """Write through every part of Helios, and read back."""
     for name, step in zip(STEPS, (schema_is_there, klines, ticker, orders, quality, keys), strict=True):
         with report.step(name) as said:
-            said += step(run, made) if step is schema_is_there else step(run)
+            said.extend(step(run, made) if step is schema_is_there else step(run))
 
 
 def schema_is_there(run: Run, made: bool) -> list[str]:  # noqa: FBT001 - told by `ready`
@@ -155,7 +162,9 @@ def klines(run: Run) -> list[str]:
         loaded = load(run.engine, recognise(made.path))
         took = time.monotonic() - began
     with run.sessions() as session:
-        found = session.scalar(select(func.count()).select_from(Kline).where(Kline.instrument_id == instrument(session)))
+        found = session.scalar(
+            select(func.count()).select_from(Kline).where(Kline.instrument_id == instrument(session))
+        )
     expect(made.good, found, "candles in the table")
     return [f"{found} candles of {loaded.rows} lines, {loaded.rejected} rejected", f"{loaded.rows / took:,.0f} lines/s"]
 
@@ -164,7 +173,17 @@ def ticker(run: Run) -> list[str]:
     """A message of the exchange becomes the price that is read back."""
     now = round(time.time() * 1000)
     feed = Feed(run.sessions, exchange="binance", market=Market.SPOT, account=ACCOUNT)
-    message = {"e": "bookTicker", "u": 1, "E": now, "T": now, "s": SYMBOL, "b": "99.99", "B": "7", "a": "100.01", "A": "8"}
+    message = {
+        "e": "bookTicker",
+        "u": 1,
+        "E": now,
+        "T": now,
+        "s": SYMBOL,
+        "b": "99.99",
+        "B": "7",
+        "a": "100.01",
+        "A": "8",
+    }
     feed.take(message)
     with run.sessions() as session:
         price = queries.current_price(session, instrument(session))
@@ -208,7 +227,7 @@ def keys(run: Run) -> list[str]:
         for number in range(25):
             pipe.rpush(f"test:queue:{SYMBOL}", number).zadd(f"test:levels:{SYMBOL}", {str(number): number})
         pipe.execute()
-    names = [each for each in client.scan_iter(f"test:*:{SYMBOL}")]
+    names = list(client.scan_iter(f"test:*:{SYMBOL}"))
     expect(4, len(names), "keys")
     return [f"{len(names)} keys, as {', '.join(sorted(client.type(each).decode() for each in names))}"]
 
@@ -221,7 +240,7 @@ def clean(run: Run, report: Report) -> None:
         finally:
             run.end()
         said.append(story.counts([change for scope in run.scopes for change in scope.changes]))
-        said += [f"left {what}" for scope in run.scopes for what in scope.left]
+        said.extend([f"left {what}" for scope in run.scopes for what in scope.left])
         if run.failures:
             raise HeliosError("; ".join(run.failures))
 
@@ -251,7 +270,15 @@ def instrument(session: Any) -> int:  # noqa: ANN401 - a session
 def execution(**changed: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of Binance's message
     """Make a message about an order."""
     at = round(time.time() * 1000)
-    message = {"e": "executionReport", "E": at, "s": SYMBOL, "c": "test-pipeline-1", "S": "BUY", "o": "LIMIT", "f": "GTC"}
+    message = {
+        "e": "executionReport",
+        "E": at,
+        "s": SYMBOL,
+        "c": "test-pipeline-1",
+        "S": "BUY",
+        "o": "LIMIT",
+        "f": "GTC",
+    }
     message |= {"q": "3", "p": "100", "P": "0", "F": "0", "g": -1, "C": "", "x": "NEW", "X": "NEW", "r": "NONE", "i": 1}
     message |= {"l": "0", "z": "0", "L": "0", "n": "0", "N": None, "T": at, "t": -1, "I": 5001, "w": True, "m": False}
     message |= {"M": False, "O": at, "Z": "0", "Y": "0", "Q": "0", "W": at, "V": "NONE"}

@@ -41,7 +41,8 @@ SCHEMA = "helios_trading"
 # Tables with whatever makes an undo hard: cascades into the same table, triggers that change their own row, that write
 # elsewhere before the row is there, that go on after the statement, and unique values that change places.
 NASTY = """
-    CREATE TABLE {s}.tree (id int PRIMARY KEY, parent int REFERENCES {s}.tree ON DELETE CASCADE ON UPDATE CASCADE, v int);
+    CREATE TABLE {s}.tree (id int PRIMARY KEY, v int,
+        parent int REFERENCES {s}.tree ON DELETE CASCADE ON UPDATE CASCADE);
     CREATE TABLE {s}.echo (id int PRIMARY KEY, v int, seen int NOT NULL DEFAULT 0);
     CREATE TABLE {s}.shadow (id int PRIMARY KEY, v int);
     CREATE TABLE {s}.totals (id int PRIMARY KEY, v int);
@@ -56,11 +57,20 @@ NASTY = """
         UPDATE {s}.totals SET v = (SELECT count(*) FROM {s}.swaps) WHERE id = 1; RETURN NULL; END $$;
     CREATE TRIGGER sum_up AFTER INSERT OR DELETE ON {s}.swaps FOR EACH STATEMENT EXECUTE FUNCTION {s}.sum_up();
     INSERT INTO {s}.totals VALUES (1, 0);
-    INSERT INTO {s}.tree SELECT i, CASE WHEN i > 10 THEN i % 10 + 1 END, i FROM generate_series(1, 60) AS i;
+    INSERT INTO {s}.tree SELECT i, i, CASE WHEN i > 10 THEN i % 10 + 1 END FROM generate_series(1, 60) AS i;
     INSERT INTO {s}.echo SELECT i, i FROM generate_series(1, 40) AS i;
     INSERT INTO {s}.swaps SELECT i, 'k' || i FROM generate_series(1, 20) AS i
 """
-HARMLESS = ("deadlock", "violates", "could not serialize", "lock timeout", "closed", "terminat", "recovery", "starting up")
+HARMLESS = (
+    "deadlock",
+    "violates",
+    "could not serialize",
+    "lock timeout",
+    "closed",
+    "terminat",
+    "recovery",
+    "starting up",
+)
 
 
 def tables() -> MetaData:
@@ -80,6 +90,11 @@ def tables() -> MetaData:
 
 
 metadata = tables()
+
+
+def say(what: str) -> None:
+    """Tell whoever watches."""
+    print(what, file=sys.stderr, flush=True)  # noqa: T201 - a program
 
 
 def leave_as_it_is(_connection: object) -> None:
@@ -102,7 +117,7 @@ class Work:
                 self.chance.choice((self.raw, self.raw, self.orm, self.copy, self.keys, self.keys))()
             except (DBAPIError, psycopg2.Error, redis.RedisError, HeliosError) as error:
                 if not any(each in str(error).lower() for each in HARMLESS) and not isinstance(error, redis.RedisError):
-                    print(f"unexpected: {error}", file=sys.stderr)
+                    say(f"unexpected: {error}")
 
     def raw(self) -> None:
         """Send SQL of every kind in one transaction, with a savepoint."""
@@ -110,18 +125,20 @@ class Work:
         statements = (
             f"UPDATE {SCHEMA}.tree SET id = {new} WHERE id = {here}",
             f"DELETE FROM {SCHEMA}.tree WHERE id = {here}",
-            f"INSERT INTO {SCHEMA}.tree VALUES ({new}, {there}, 1) ON CONFLICT DO NOTHING",
+            f"INSERT INTO {SCHEMA}.tree VALUES ({new}, 1, {there}) ON CONFLICT DO NOTHING",
             f"UPDATE {SCHEMA}.echo SET v = v + 1 WHERE id BETWEEN {here} AND {there}",
             f"INSERT INTO {SCHEMA}.echo VALUES ({here}, 7) ON CONFLICT (id) DO UPDATE SET v = excluded.v",
-            f"WITH gone AS (DELETE FROM {SCHEMA}.swaps WHERE id = {here % 20 + 1} RETURNING *) "
-            f"INSERT INTO {SCHEMA}.swaps SELECT id, k || '!' FROM gone",
+            f"""WITH gone AS (DELETE FROM {SCHEMA}.swaps WHERE id = {here % 20 + 1} RETURNING *)
+                INSERT INTO {SCHEMA}.swaps SELECT id, k || '!' FROM gone""",
             f"UPDATE {SCHEMA}.swaps SET k = 'x{new}' WHERE id = {here % 20 + 1}",
             f"UPDATE {SCHEMA}.swaps SET k = 'k{here % 20 + 1}' WHERE id = {there % 20 + 1}",
             f"UPDATE {SCHEMA}.orders SET status = 'CANCELED', quantity = quantity + 1",
             f"DELETE FROM {SCHEMA}.fills",
             f"UPDATE {SCHEMA}.klines SET volume = volume + 1",
             f"DELETE FROM {SCHEMA}.echo WHERE id = {here}",
-            f"TRUNCATE {SCHEMA}.shadow" if self.chance.random() < 0.2 else f"DELETE FROM {SCHEMA}.shadow WHERE v = {here}",
+            f"TRUNCATE {SCHEMA}.shadow"
+            if self.chance.random() < 0.2
+            else f"DELETE FROM {SCHEMA}.shadow WHERE v = {here}",
         )
         with self.engine.connect() as connection:
             for _ in range(self.chance.randint(1, 5)):
@@ -162,7 +179,9 @@ class Work:
             lambda: self.client.delete("TEST:BTCUSDT"),
             lambda: self.client.rename("price:BTCUSDT", f"price:{number}"),
             lambda: self.client.expire("queue:TESTUSDT", number * 100),
-            lambda: self.client.pipeline().set(f"a:{number}", 1).sadd(f"b:{number}", 1, 2).zadd("c", {"x": 1}).execute(),
+            lambda: (
+                self.client.pipeline().set(f"a:{number}", 1).sadd(f"b:{number}", 1, 2).zadd("c", {"x": 1}).execute()
+            ),
         )
         with suppress(redis.ResponseError):  # RENAME of a key that is not there
             self.chance.choice(commands)()
@@ -183,11 +202,11 @@ def victim() -> None:
 
     run = Run.begin(subject_of("chaos_undo:metadata", "chaos_undo:leave_as_it_is"))
     try:
-        print("begun", flush=True)
+        print("begun", flush=True)  # noqa: T201 - a program
         for number in range(1000):
             run.enter(f"test {number}")
-            process = subprocess.Popen([sys.executable, __file__, "child", str(random.getrandbits(32))])  # noqa: S311 - chance
-            print(json.dumps(process.pid), flush=True)
+            process = subprocess.Popen([sys.executable, __file__, "child", str(random.getrandbits(32))])
+            print(json.dumps(process.pid), flush=True)  # noqa: T201 - a program
             works = [Work(random.Random(), db.create_engine(poolclass=NullPool), run.redis) for _ in range(2)]  # noqa: S311 - chance
             threads = [threading.Thread(target=each.until_stopped, daemon=True) for each in works]
             for each in threads:
@@ -286,7 +305,7 @@ def kill_once(scene: Scene, chance: random.Random, tally: Counter[str]) -> None:
         said = each.end()
         if "unexpected" in said or ("Traceback" in said and what not in ("postgres", "valkey")):
             tally["unexpected"] += 1
-            print(said, file=sys.stderr)
+            say(said)
     scene.use()
     tally["dirty at death"] += scene.state() != scene.before
     if chance.random() < 0.5:
@@ -348,7 +367,7 @@ def recover(scene: Scene, tally: Counter[str]) -> None:
                 break
         except (HeliosError, DBAPIError) as error:  # a backend of somebody killed may still be at work
             if time.monotonic() - began > PATIENCE:
-                print(f"not swept: {error}", file=sys.stderr)
+                say(f"not swept: {error}")
                 tally["not swept"] += 1
                 break
         time.sleep(0.05)
@@ -359,7 +378,7 @@ def recover(scene: Scene, tally: Counter[str]) -> None:
         for before, now in zip(scene.before, after, strict=True):
             for name in sorted({*before, *now}, key=str):
                 if before.get(name) != now.get(name):
-                    print(f"wrong: {name!r} was {before.get(name)!r}, is {now.get(name)!r}", file=sys.stderr)
+                    say(f"wrong: {name!r} was {before.get(name)!r}, is {now.get(name)!r}")
         scene.before = after
 
 
@@ -371,8 +390,8 @@ def chaos(folder: Path, rounds: int, seed: int) -> Counter[str]:
     try:
         for number in range(rounds):
             kill_once(scene, chance, tally)
-            if number % 25 == 24:  # noqa: PLR2004 - now and then
-                print(number + 1, dict(tally), file=sys.stderr, flush=True)
+            if number % 25 == 24:
+                say(f"{number + 1} {dict(tally)}")
     finally:
         scene.close()
     return tally
@@ -384,17 +403,17 @@ def main() -> None:
         with suppress(KeyboardInterrupt):
             {"victim": victim, "child": child}[sys.argv[1]]()
     elif sys.argv[1] == "sweep":
-        print("begun", flush=True)
+        print("begun", flush=True)  # noqa: T201 - a program
         sweep()
     else:
-        count, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else time.time_ns() % 10**6  # noqa: PLR2004
+        count, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else time.time_ns() % 10**6
         folder = Path(tempfile.mkdtemp(prefix="hu-"))
         folder.chmod(0o755)
         try:
             tally = chaos(folder, count, seed)
         finally:
             shutil.rmtree(folder)
-        print(f"seed {seed}", dict(tally))
+        print(f"seed {seed}", dict(tally))  # noqa: T201 - a program
         sys.exit(1 if tally["wrong"] or tally["not swept"] else 0)
 
 

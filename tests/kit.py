@@ -1,9 +1,6 @@
 """What the tests of the testing kit share: a database that already holds real data, and a proof that it still does."""
 
 import hashlib
-import os
-from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 import redis
@@ -13,14 +10,16 @@ from sqlalchemy import URL
 from helios.label.images import PREFIX
 
 REAL = """
-    INSERT INTO {s}.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'BTCUSDT'), ('binance', 'um', 'TESTUSDT');
+    INSERT INTO {s}.instruments (exchange, market, symbol)
+    VALUES ('binance', 'spot', 'BTCUSDT'), ('binance', 'um', 'TESTUSDT');
     INSERT INTO {s}.tickers (instrument_id, last_price, event_at) SELECT id, 96340.61, now() FROM {s}.instruments;
     INSERT INTO {s}.accounts (exchange, name, market) VALUES ('binance', 'main', 'spot');
-    INSERT INTO {s}.orders (id, account_id, instrument_id, client_order_id, exchange_order_id, side, type, price, quantity,
-                            filled_quantity, status, submitted_at)
-    SELECT gen_random_uuid(), account.id, instrument.id, 'TEST-' || instrument.id, instrument.id, 'BUY', 'LIMIT', 96000, 1,
-           1, 'FILLED', now() FROM {s}.accounts AS account, {s}.instruments AS instrument;
-    INSERT INTO {s}.fills (order_id, trade_id, price, quantity, filled_at) SELECT id, 'T1', 96000, 1, now() FROM {s}.orders;
+    INSERT INTO {s}.orders (id, account_id, instrument_id, client_order_id, exchange_order_id,
+                            side, type, price, quantity, filled_quantity, status, submitted_at)
+    SELECT gen_random_uuid(), account.id, instrument.id, 'TEST-' || instrument.id, instrument.id,
+           'BUY', 'LIMIT', 96000, 1, 1, 'FILLED', now() FROM {s}.accounts AS account, {s}.instruments AS instrument;
+    INSERT INTO {s}.fills (order_id, trade_id, price, quantity, filled_at)
+    SELECT id, 'T1', 96000, 1, now() FROM {s}.orders;
     INSERT INTO {s}.trading_sessions (id, name, strategy, mode, status, started_at)
     VALUES (gen_random_uuid(), 'TEST of the grid, real money', 'grid', 'live', 'ACTIVE', now());
     SELECT {s}.make_kline_partition('1h', 2025);

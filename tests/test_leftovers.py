@@ -88,7 +88,8 @@ def dummies(env, kept_database, valkey):
         there.delete("price:DUMMYUSDT")
     run_sql(
         kept_database,
-        "DELETE FROM helios_trading.tickers USING helios_trading.instruments WHERE instrument_id = id AND exchange = 'kit'",
+        """DELETE FROM helios_trading.tickers USING helios_trading.instruments
+           WHERE instrument_id = id AND exchange = 'kit'""",
         "DELETE FROM helios_trading.instruments WHERE exchange = 'kit'",
     )
 
@@ -96,7 +97,7 @@ def dummies(env, kept_database, valkey):
 def test_what_was_deleted_comes_back_unless_that_is_confirmed(dummies, env, kept_database, valkey):
     """Nobody is there to confirm: it was deleted under the log, and everything is as it was."""
     before = content(kept_database), keys(valkey)
-    said, talk = helios("orphans", "--delete", env=env, expected=130)
+    _, talk = helios("orphans", "--delete", env=env, expected=130)
     assert "deleted " in talk
     assert "1 of tickers" in talk
     assert before == (content(kept_database), keys(valkey))

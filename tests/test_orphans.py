@@ -6,7 +6,7 @@ import pytest
 import redis
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, Text, func, insert, select, text
 
-from helios.errors import EnvironmentRefusedError, HeliosError
+from helios.errors import HeliosError
 from helios.models import Account, Fill, Instrument, Kline, Order, Ticker, metadata
 from helios.testing import orphans
 from helios.testing.orphans import Rows

@@ -373,7 +373,8 @@ def shop(pytester, database, valkey):
     run_sql(
         database,
         "CREATE TABLE customers (id serial PRIMARY KEY, name text UNIQUE)",
-        "CREATE TABLE baskets (id serial PRIMARY KEY, customer int REFERENCES customers ON DELETE CASCADE, goods jsonb)",
+        """CREATE TABLE baskets
+           (id serial PRIMARY KEY, customer int REFERENCES customers ON DELETE CASCADE, goods jsonb)""",
         "INSERT INTO customers (name) VALUES ('Test & Sons')",
         """INSERT INTO baskets (customer, goods) VALUES (1, '{"tea": 2}')""",
     )
@@ -428,7 +429,7 @@ def shop(pytester, database, valkey):
 
 
 def test_a_project_that_is_not_helios(shop):
-    """Its own tables, its own engines, its own unmigrated database: the same guarantee; Helios's models are not loaded."""
+    """Its own tables, its own engines, its own database: the same guarantee."""
     result = shop.run("-v")
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines(["*2 tables in schema public of postgresql://*"])
@@ -436,7 +437,7 @@ def test_a_project_that_is_not_helios(shop):
 
 
 def test_its_workers_have_schemas_of_their_own(shop):
-    """Each worker of pytest-xdist has empty tables of its own, made by the metadata; they are kept for the next time."""
+    """Each worker of pytest-xdist has empty tables of its own, made by the metadata and kept for the next time."""
     result = shop.run("-n", "2")
     result.assert_outcomes(passed=4)
     assert [("public",), ("public_gw0",), ("public_gw1",)] == rows(
@@ -460,7 +461,8 @@ def test_workers_that_share_a_schema(inner):
             assert "helios_trading" == Instrument.__table__.schema
             helios_session.add(row := Instrument(exchange="kit", market="spot", symbol=f"A{number}"))
             helios_session.commit()
-            helios_session.scalars(select(Instrument).where(Instrument.symbol == "BTCUSDT")).one().base_asset = str(number)
+            real = helios_session.scalars(select(Instrument).where(Instrument.symbol == "BTCUSDT")).one()
+            real.base_asset = str(number)
             helios_session.commit()
             helios_redis.set(f"test:{number}", number)
             helios_session.refresh(row)
@@ -494,4 +496,6 @@ def test_workers_with_schemas_of_their_own(inner):
     del inner.env["DIE"]
     result = inner.run("-n", "4")
     result.assert_outcomes(passed=8)
-    result.stdout.fnmatch_lines(["*repaired first: run * had died in schema helios_trading_gw?; removed 1 (instruments 1)"])
+    result.stdout.fnmatch_lines(
+        ["*repaired first: run * had died in schema helios_trading_gw?; removed 1 (instruments 1)"]
+    )

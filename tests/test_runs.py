@@ -12,6 +12,7 @@ from sqlalchemy import MetaData, text
 from helios import db
 from helios.errors import EnvironmentRefusedError, HeliosError, InputError
 from helios.models import Instrument, metadata
+from helios.schema import environment
 from helios.testing import digest, tracked
 from helios.testing.proof import differences
 from helios.testing.run import Run
@@ -41,7 +42,9 @@ def test_tracked_undoes_what_is_written_inside(here):
         run.redis.set("price:BTCUSDT", "1")
         assert [("A",)] == rows(here, "SELECT symbol FROM helios_trading.instruments WHERE exchange = 'kit'")
         changed = differences(before, digest())
-        assert ["instruments", "price:BTCUSDT"] == [each.split()[1].split(".")[-1].removeprefix("0:") for each in sorted(changed, reverse=True)]
+        assert ["instruments", "price:BTCUSDT"] == [
+            each.split()[1].split(".")[-1].removeprefix("0:") for each in sorted(changed, reverse=True)
+        ]
         assert ["a check"] == [each.test for each in run.tracker.inserted]
     assert before == digest()
 
@@ -119,7 +122,7 @@ def test_migrations_are_refused_while_an_undo_is_pending(here, valkey):
     """The message names the run, and what to do; the run's end makes way."""
     env = variables(here, REDIS_URL=valkey.render_as_string(hide_password=False))
     with tracked() as run:
-        said, talk = alembic("upgrade", "head", env=env, expected=1)
+        _, talk = alembic("upgrade", "head", env=env, expected=1)
         assert f"test run {run.id}" in talk
         assert "helios sweep" in talk
     alembic("upgrade", "head", env=env)
@@ -136,8 +139,6 @@ def test_a_production_process_is_refused(here, monkeypatch):
 
 def test_no_schema_is_made_beside_production(here, monkeypatch):
     """A database in which any schema is marked production is none for tests, under whatever name."""
-    from helios.schema import environment
-
     with engine_of(here).begin() as connection:
         environment.mark(connection, "helios_trading", "production")
     try:

@@ -64,7 +64,9 @@ def readable(orphan: looking.Orphan) -> dict[str, Any]:
     """Write an orphan for the table."""
     return {
         "place": orphan.place,
-        "key": [each.decode(errors="backslashreplace") if isinstance(each, bytes) else str(each) for each in orphan.key],
+        "key": [
+            each.decode(errors="backslashreplace") if isinstance(each, bytes) else str(each) for each in orphan.key
+        ],
         "looks": orphan.looks,
         "hanging_on_it": [f"{name} {count}" for name, count in orphan.hanging.items()],
         "spared": orphan.real,

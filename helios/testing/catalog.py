@@ -15,7 +15,17 @@ FINGERPRINT = text("""
     SELECT count(*) || ' ' || coalesce(sum(hashint8(oid::bigint)::bigint * 31 + xmin::text::bigint), 0)
     FROM pg_class WHERE relnamespace = to_regnamespace(quote_ident(:schema)) AND relkind <> 't'
 """)
-KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "S": "sequence", "c": "type", "f": "table", "i": "index", "I": "index"}
+KINDS = {
+    "r": "table",
+    "p": "table",
+    "v": "view",
+    "m": "materialized view",
+    "S": "sequence",
+    "c": "type",
+    "f": "table",
+    "i": "index",
+    "I": "index",
+}
 
 
 @dataclass(frozen=True)

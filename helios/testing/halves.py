@@ -102,7 +102,7 @@ class Halves:
         if self.redis is None:
             return dead
         with reaching_redis():
-            known = redis_log.runs(self.redis, self.owner)
+            _known = redis_log.runs(self.redis, self.owner)
         # a run that only Redis knows: PostgreSQL was put back to an older state, or its log was removed
         return dead
 

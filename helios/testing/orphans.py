@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Listed = TypeVar("Listed")
 
 WORDS = "test|tests|testing|pytest|tst|dummy|fake|mock|sample"
-SYMBOL = rf"^(test|pytest|dummy|fake|mock|sample)[a-z0-9]*([-_/:][a-z0-9]+)*$"
+SYMBOL = r"^(test|pytest|dummy|fake|mock|sample)[a-z0-9]*([-_/:][a-z0-9]+)*$"
 NAMED = rf"^({WORDS})([-_:. ].*|\d*)$"
 PATTERNS = {  # of text columns, by their names, in any metadata
     "symbol": SYMBOL,

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from helios.testing.undo import Change
     from helios.testing.run import Run
     from helios.testing.sweeping import Repair
     from helios.testing.tracker import Inserted
+    from helios.testing.undo import Change
 
 SHOWN = 4  # tables named in a line
 

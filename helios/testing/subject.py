@@ -104,7 +104,9 @@ class Subject:
             connection.execute(CreateSchema(self.schema))
         if self.migrate is not None:
             self.migrate(connection)
-        elif not set(inspect(connection).get_table_names(self.schema)) & {each.name for each in self.metadata.tables.values()}:
+        elif not set(inspect(connection).get_table_names(self.schema)) & {
+            each.name for each in self.metadata.tables.values()
+        }:
             self.metadata.create_all(connection)
 
     def siblings(self, connection: Connection) -> list[str]:

@@ -1,4 +1,4 @@
-"""The readable story of a test: which instances its sessions inserted, with their keys, as far as they were committed.
+"""The readable story of a test: which instances its sessions inserted, with their keys, as far as committed.
 
 It guarantees nothing: bulk statements and raw SQL pass by sessions. The undo log sees all; the tracker tells it in words.
 """
@@ -163,7 +163,7 @@ def listened(sessions: Followed) -> Any:  # noqa: ANN401 - whatever SQLAlchemy t
         InputError: it is no session factory.
 
     """
-    factory = getattr(sessions, "session_factory", sessions)  # a scoped_session holds its factory
+    factory: Any = getattr(sessions, "session_factory", sessions)  # a scoped_session holds its factory
     if isinstance(factory, sessionmaker) or (isinstance(factory, type) and issubclass(factory, Session)):
         return factory
     made = getattr(factory, "class_", None)

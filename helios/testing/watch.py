@@ -58,9 +58,7 @@ class Watch:
             self.run.enter(test)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Remember whether the test failed."""
         report = yield
         self.failed = self.failed or report.failed
