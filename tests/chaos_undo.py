@@ -48,7 +48,8 @@ NASTY = """
     CREATE TABLE {s}.totals (id int PRIMARY KEY, v int);
     CREATE TABLE {s}.swaps (id int PRIMARY KEY, k text UNIQUE);
     CREATE FUNCTION {s}.echo_back() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        IF pg_trigger_depth() < 3 THEN UPDATE {s}.echo SET seen = seen + 1 WHERE id = NEW.id; END IF; RETURN NULL; END $$;
+        IF pg_trigger_depth() < 3 THEN UPDATE {s}.echo SET seen = seen + 1 WHERE id = NEW.id; END IF;
+        RETURN NULL; END $$;
     CREATE TRIGGER echo_back AFTER INSERT OR UPDATE ON {s}.echo FOR EACH ROW EXECUTE FUNCTION {s}.echo_back();
     CREATE FUNCTION {s}.cast_shadow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         INSERT INTO {s}.shadow VALUES (NEW.id, NEW.v) ON CONFLICT (id) DO UPDATE SET v = excluded.v; RETURN NEW; END $$;

@@ -55,7 +55,7 @@ def test_an_interrupted_run_cleans_up(env):
 
 
 def test_a_killed_run_is_repaired_by_the_next(env):
-    """kill -9 in the middle: the next run says what it undid first, does everything, and proves it."""
+    """Killed with -9 in the middle: the next run says what it undid first, does everything, and proves it."""
     process = until_line(env, "orders")
     process.kill()
     process.communicate()

@@ -173,7 +173,7 @@ def positions_are_sums(connection: Connection, _settings: Settings) -> Finding:
     return Finding(check="positions", ok=True, found="each equals the sum of its fills")
 
 
-def leftovers(connection: Connection, settings: Settings) -> Finding:
+def leftovers(connection: Connection, _settings: Settings) -> Finding:
     """No test run died without its traces being undone; what looks like test data is counted, which is no proof."""
     tables = subject_of().metadata
     rows = list(Rows(connection, tables, links_of(tables)).find())

@@ -57,8 +57,9 @@ class Halves:
 
     def mark(self, run: int) -> Mark:
         """Give a point to undo back to."""
-        postgres = undo.mark(self.connection, run)
-        return Mark(postgres, redis_log.mark(self.redis, run) if self.redis is not None else 0)
+        with db.reaching(self.connection.engine.url), reaching_redis():
+            postgres = undo.mark(self.connection, run)
+            return Mark(postgres, redis_log.mark(self.redis, run) if self.redis is not None else 0)
 
     def undo(self, runs: Iterable[int], since: Mark | None = None) -> list[Change]:
         """Undo what runs wrote; where one side fails, the other is undone all the same.
@@ -70,7 +71,8 @@ class Halves:
         since, chosen = since or Mark(), list(runs)
         failures, changes = [], []
         try:
-            changes += undo.undo(self.connection, chosen, since.postgres)
+            with db.reaching(self.connection.engine.url):
+                changes += undo.undo(self.connection, chosen, since.postgres)
         except HeliosError as error:
             failures.append(str(error))
         try:
@@ -129,7 +131,7 @@ class Halves:
         changes = self.undo([run], since)
         if self.rows is not None:
             seen.append(self.rows.report(undo.transactions(self.connection, run)))
-        return changes, [said for each in seen if each is not None for said in unattributed(each)]
+        return changes, [unattributed(each) for each in seen if each is not None]
 
     def versions(self) -> list[str]:
         """Name the servers."""
@@ -141,15 +143,14 @@ class Halves:
         return found
 
 
-def unattributed(found: Unattributed) -> Iterator[str]:
+def unattributed(found: Unattributed) -> str:
     """Tell what nobody labelled changed, and who may have."""
     what = ", ".join(f"{name} {count}" for name, count in list(found.what.items())[:SHOWN])
     more = f" and {len(found.what) - SHOWN} more" if len(found.what) > SHOWN else ""
     who = ", ".join(found.candidates[:SHOWN]) or "somebody who is gone"
     store = "Redis keys" if found.store == "redis" else "rows"
-    yield f"unattributed, so not undone: {store} {what}{more}, by one of: {who}" + (
-        f" ({found.blind})" if found.blind else ""
-    )
+    blind = f" ({found.blind})" if found.blind else ""
+    return f"somebody without the label changed {store} ({what}{more}){blind}, which stays; one of: {who}"
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,21 +27,29 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 
+WHOLE = "the run"
+
+
 @dataclass(kw_only=True)
 class Scope:
-    """One test, or the time between tests: what it wrote, what was undone of it, and what it left."""
+    """One test, or all that is outside of tests: what it wrote, what was undone of it, and what it left.
+
+    `others` says what somebody without the label changed meanwhile; nobody knows whether the test had to do with it.
+    """
 
     test: str
     since: Mark
     changes: list[Change] = field(default_factory=list)
     inserted: list[Inserted] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
 
 class Run:
     """A run in progress; `engine`, `sessions` and `redis` are labelled, as is every child process.
 
-    `repaired` says what dead runs had left, `scopes` what each test did, `failures` what could not be undone.
+    `repaired` says what dead runs had left, `scopes` what each test did, `failures` what could not be undone. What is
+    in `after_undo` is called after each undo: a relay's `drain`, so that mirrors of removed rows go with them.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -53,6 +61,7 @@ class Run:
         self.servers: list[str] = []
         self.scope: Scope | None = None
         self.kept = False
+        self.after_undo: list[Callable[[], object]] = []
         self.tracker = Tracker()
         self._redis: Redis | None = None
         self._open = ExitStack()
@@ -116,12 +125,14 @@ class Run:
     def undo(self, scope: Scope) -> None:
         """Undo what was written since a scope began, and note what is left of it."""
         try:
-            changes, others = self.halves.undo_and_tell(self.id, scope.since)
+            changes, scope.others = self.halves.undo_and_tell(self.id, scope.since)
+            for follow in self.after_undo:
+                follow()
         except HeliosError as error:
-            self.failures.append(f"{scope.test or 'the run'} could not be undone: {error}")
+            self.failures.append(f"{scope.test} could not be undone: {error}")
             raise
         scope.changes += changes
-        scope.left += [f"{each.table} {each.count}: {each.why}" for each in changes if each.what == "kept"] + others
+        scope.left += [f"{each.table} {each.count}: {each.why}" for each in changes if each.what == "kept"]
         scope.left += self.catalog.changes()
 
     def keep(self) -> None:
@@ -134,10 +145,12 @@ class Run:
         Unless `undone`, everything is left as it is, for good.
         """
         try:
+            if self.connection.invalidated:  # the server was restarted: the lease is gone, the log is not
+                self.connection.rollback()
             if not undone:
                 self.halves.close(self.id)
             elif not self.kept:
-                self.scope = Scope(test="", since=Mark())
+                self.scope = Scope(test=WHOLE, since=Mark())
                 self.scopes.append(self.scope)
                 self.undo(self.scope)
                 self.halves.close(self.id)

@@ -23,6 +23,7 @@ def tell(run: Run, *, kept: Iterable[str] = (), verbose: bool = False) -> tuple[
     if verbose:
         said += [f"{scope.test} inserted {inserted(scope.inserted)}" for scope in run.scopes if scope.inserted]
     said += [f"{scope.test} left {what}" for scope in run.scopes for what in scope.left]
+    said += [f"while {scope.test} was at work, {what}" for scope in run.scopes for what in scope.others]
     said += [f"{test} failed: what it wrote is kept until the next run, or `helios sweep`" for test in kept]
     return said + run.failures, bool(run.failures)
 

@@ -1,6 +1,6 @@
 """The readable story of a test: which instances its sessions inserted, with their keys, as far as committed.
 
-It guarantees nothing: bulk statements and raw SQL pass by sessions. The undo log sees all; the tracker tells it in words.
+It guarantees nothing: bulk statements and raw SQL pass by sessions. The undo log sees all; this tells it.
 """
 
 from collections.abc import Callable, Iterator
