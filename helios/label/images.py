@@ -38,7 +38,7 @@ local LENGTHS = {{string = 'STRLEN', list = 'LLEN', set = 'SCARD', zset = 'ZCARD
 
 local function rough(key, expiry)
   local kind = call('TYPE', key).ok
-  return expiry .. ':~' .. kind .. (LENGTHS[kind] and call(LENGTHS[kind], key) or '')
+  return expiry .. '~' .. kind .. (LENGTHS[kind] and call(LENGTHS[kind], key) or '')
 end
 
 local function lasting_fields(key)
@@ -74,7 +74,7 @@ local function fingerprint(key, dump, expiry)
   if encoding == 2 or encoding == 4 then
     return expiry .. ':' .. unordered(key, encoding)
   elseif encoding >= 22 and call('TYPE', key).ok == 'hash' then
-    return expiry .. ':h' .. unordered(key, encoding)
+    return expiry .. '*' .. unordered(key, encoding)
   elseif encoding == 0 then
     local value = call('GET', key)
     if string.sub(value, 1, 4) == 'HYLL' then
@@ -107,8 +107,8 @@ end
 local function same(was, is)
   if was == is then return true end
   if is ~= '' or was == '' then return false end
-  local expiry = tonumber(string.match(was, '^(%d+):'))
-  return (expiry and expiry <= milliseconds()) or string.find(was, '^%-1:h') ~= nil
+  local expiry = tonumber(string.match(was, '^(%d+)[:~*]'))
+  return (expiry and expiry <= milliseconds()) or string.find(was, '^%-1%*') ~= nil
 end
 
 local function split(known)
@@ -208,7 +208,7 @@ end
 -- Saves the image of a key, if this scope has none, or if somebody else wrote since: then theirs is the state to go
 -- back to. Tells whether a rough fingerprint is enough.
 local function before(key, field, known)
-  local roughly = known and string.find(known, ':~', 1, true) and split(known) == scope
+  local roughly = known and string.find(known, '^%d+ %-?%d+~') and split(known) == scope
   if elsewhere then call('SELECT', database) end
   local is, dump, expiry = look(key, roughly)
   if known == head .. is then

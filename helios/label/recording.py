@@ -183,6 +183,11 @@ def checked(run: int, reply: Any) -> Any:  # noqa: ANN401 - an answer of Redis
             f"test run {run} has not begun in this Redis, or is over, so nothing was written: "
             "a process that outlives its run must end with it, or drop its label (HELIOS_TEST_RUN)"
         )
+    if isinstance(reply, ResponseError) and "ACL failure in script" in str(reply) and "@user_script" in str(reply):
+        return RecordingError(
+            f"this Redis user may not record what test run {run} writes, so nothing was written: beside what it writes "
+            "it needs the keys ~helios:undo:*, and for them and its own +@read, +dump, +hset, +incr and +select"
+        )
     return reply
 
 
@@ -199,7 +204,9 @@ def scripted(
 
 def watched(run: int, database: int, keys: Sequence[bytes], commands: Sequence[Arguments], *, decode: bool) -> Steps:
     """Save images, then run commands in a MULTI; give its replies, or None where somebody touched a key in between."""
-    yield Send([("WATCH", f"{PREFIX}{run}:turn", *keys)])
+    (watching,) = yield Send([("WATCH", f"{PREFIX}{run}:turn", *keys)])
+    if isinstance(watching, Exception):
+        raise watching
     saved = yield from scripted("before", run, database, keys, [], decode=False)
     if isinstance(saved, Exception):
         yield Send([("UNWATCH",)])

@@ -1,26 +1,23 @@
-"""The Redis half of the undo log: a run begins, marks a point, and goes back to it, in batches that can be resumed.
-
-The images are saved by labelled clients themselves (helios.label). What a neighbour changed since is kept and reported.
-The clients given here are plain ones, not labelled.
-"""
+"""A run begins, marks a point, and goes back to it, in batches of which each is whole or not at all."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import NoScriptError
 
 from helios.errors import RecordingError
 from helios.label.images import PREFIX, RUNS, SEQUENCE, STATE
+from helios.testing.redis_log.scripts import Script, shown
 
-BATCH = 500
-PASSES = 1000
+BATCH = 200
+OLDEST = 7
 
 # ARGV: run, the first scope to undo, the scope and cursor to go on with, how many images to look at.
 # Newest scope first. Answers with the scope and cursor to go on with (-1: done), how many keys were deleted, restored,
 # and already as they were, and which were kept.
-UNDO = (
+UNDO = Script(
     STATE
     + """
 local run, since, scope, cursor, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
@@ -95,7 +92,7 @@ for i = 1, #page[2], 2 do
     local now = '?'
     if known then
       call('SELECT', database)
-      local is = look(key, string.find(was, ':~', 1, true) ~= nil)
+      local is = look(key, string.find(was, '^%-?%d+~') ~= nil)
       call('SELECT', 0)
       if hand_over(field, image, was, is) then
         now = '?'
@@ -123,21 +120,21 @@ return {scope, cursor, deleted, restored, kept}
 """
 )
 
-BEGIN = f"""
+BEGIN = Script(f"""
 if redis.call('HSETNX', '{RUNS}', ARGV[1], ARGV[2]) == 0 then return 0 end
 redis.call('HSET', '{PREFIX}' .. ARGV[1], 'scope', 0)
 redis.call('SET', '{PREFIX}' .. ARGV[1] .. ':turn', 0)
 return 1
-"""
+""")
 
-MARK = f"""
+MARK = Script(f"""
 if redis.call('HEXISTS', '{RUNS}', ARGV[1]) == 0 then return -1 end
 redis.call('INCR', '{PREFIX}' .. ARGV[1] .. ':turn')
 return redis.call('HINCRBY', '{PREFIX}' .. ARGV[1], 'scope', 1)
-"""
+""")
 
 # A run with images left is not closed, and its labelled processes go on being recorded.
-CLOSE = f"""
+CLOSE = Script(f"""
 local scope = redis.call('HGET', '{PREFIX}' .. ARGV[1], 'scope')
 if not scope then return 0 end
 for each = tonumber(scope), 0, -1 do
@@ -148,7 +145,9 @@ redis.call('UNLINK', '{PREFIX}' .. ARGV[1], '{PREFIX}' .. ARGV[1] .. ':turn')
 redis.call('HDEL', '{RUNS}', ARGV[1])
 if redis.call('EXISTS', '{RUNS}') == 0 then redis.call('UNLINK', '{SEQUENCE}') end
 return 0
-"""
+""")
+
+RUNS_AND_OWNERS = Script(f"return redis.call('HGETALL', '{RUNS}')")
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ class Change:
     why: str = ""
 
 
-def begin(client: "Redis", run: int, owner: str) -> None:
+def begin(client: Redis, run: int, owner: str) -> None:
     """Register a run, so that labelled clients may write.
 
     Args:
@@ -170,72 +169,67 @@ def begin(client: "Redis", run: int, owner: str) -> None:
         owner: the PostgreSQL database and schema that hold its lease, and so know whether it is dead.
 
     Raises:
-        RecordingError: this Redis evicts keys as it likes, so the log would not be safe in it.
+        RecordingError: this Redis is too old, or evicts keys as it likes, so the log would not be safe in it.
 
     """
-    memory = client.info("memory")
-    policy = str(memory.get("maxmemory_policy", "noeviction"))
-    if policy.startswith("allkeys") and int(memory.get("maxmemory", 0)) > 0:
+    refuse_unfit(client.info())
+    BEGIN.run(client, run, owner)
+
+
+def refuse_unfit(server: Mapping[str, Any]) -> None:
+    """Let pass only a server that can keep a log; `server` is what INFO says."""
+    version = str(server.get("redis_version", "0"))
+    if int(version.split(".")[0]) < OLDEST:
+        raise RecordingError(f"this Redis is {version}, too old for the undo log: use Redis 7 or newer, or Valkey")
+    policy = str(server.get("maxmemory_policy", "noeviction"))
+    if policy.startswith("allkeys") and int(server.get("maxmemory", 0)) > 0:
         raise RecordingError(
             f"this Redis evicts any key when it is full (maxmemory-policy {policy}), the undo log among them: "
             "set it to noeviction, or give the tests a Redis of their own"
         )
-    client.eval(f"redis.call('SELECT', 0)\n{BEGIN}", 0, run, owner)
 
 
-def mark(client: "Redis", run: int) -> int:
+def mark(client: Redis, run: int) -> int:
     """Begin a new scope, in every process of the run, and give the point to undo back to.
 
     Raises:
         RecordingError: the run has not begun here, or is over.
 
     """
-    scope = int(client.eval(f"redis.call('SELECT', 0)\n{MARK}", 0, run))
+    scope = int(MARK.run(client, run))
     if scope < 0:
         raise RecordingError(f"test run {run} has not begun in this Redis, or is over: begin it first")
     return scope
 
 
-def undo(client: "Redis", run: int, since: int = 0) -> list[Change]:
+def undo(client: Redis, run: int, since: int = 0) -> list[Change]:
     """Put back what the run found before it wrote, since a mark or in all; safe to be killed and run again."""
     counts: Counter[str] = Counter()
     kept: dict[bytes, None] = {}
     scope, cursor = -1, b"0"
     while True:
-        arguments = (0, run, since, scope, cursor, BATCH)
-        scope, cursor, deleted, restored, left = run_script(client, UNDO, arguments)
+        scope, cursor, deleted, restored, left = UNDO.run(client, run, since, scope, cursor, BATCH)
         counts.update(deleted=deleted, restored=restored)
         kept.update(dict.fromkeys(left))
         if scope < 0:
             break
     changes = [Change("", what, counts[what]) for what in ("deleted", "restored") if counts[what]]
     why = "changed since by somebody else"
-    return changes + [Change(shown(each), "kept", 1, why) for each in kept]
+    return changes + [Change(named(each), "kept", 1, why) for each in kept]
 
 
-def close(client: "Redis", run: int) -> int:
+def close(client: Redis, run: int) -> int:
     """End a run, and give 0; or how many images are left to undo, and then it goes on."""
-    return int(client.eval(f"redis.call('SELECT', 0)\n{CLOSE}", 0, run))
+    return int(CLOSE.run(client, run))
 
 
-def runs(client: "Redis", owner: str) -> list[int]:
+def runs(client: Redis, owner: str) -> list[int]:
     """Give the runs of an owner that have begun and are not closed, the dead among them."""
-    found = client.eval(f"redis.call('SELECT', 0)\nreturn redis.call('HGETALL', '{RUNS}')", 0)
-    flat = [each.encode() if isinstance(each, str) else bytes(each) for each in found]
+    flat = RUNS_AND_OWNERS.run(client)
     return sorted(int(each) for each, name in zip(flat[::2], flat[1::2], strict=True) if name == owner.encode())
 
 
-def run_script(client: "Redis", script: str, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - an answer of Redis
-    """Run a script by its hash, or whole where the server does not know it; answers are bytes."""
-    loaded = client.register_script("redis.call('SELECT', 0)\n" + script)
-    try:
-        return client.execute_command("EVALSHA", loaded.sha, *arguments, NEVER_DECODE=True)
-    except NoScriptError:
-        return client.execute_command("EVAL", loaded.script, *arguments, NEVER_DECODE=True)
-
-
-def shown(field: bytes) -> str:
-    """Write a key for people; of another database than 0 with its number."""
+def named(field: bytes) -> str:
+    """Name a key for people; one of another database than 0 with its number."""
     database, _, key = field.partition(b":")
-    name = key.decode(errors="backslashreplace")
-    return name if database == b"0" else f"{name} (database {database.decode()})"
+    return shown(key) if database == b"0" else f"{shown(key)} (database {database.decode()})"

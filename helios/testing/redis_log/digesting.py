@@ -11,14 +11,14 @@ from typing import Any
 from redis import Redis
 
 from helios.label.images import PREFIX
-from helios.testing.redis_log import run_script
+from helios.testing.redis_log.scripts import Script, shown
 
 PAGE = 500
 LARGEST_AT_ONCE = 5000  # elements of one key that the server reads in one go; beyond, it is read in pages
 
 # ARGV: database, cursor, how many, the most elements, then prefixes to leave out. Answers with the cursor, then of each
 # key its name, its hash ('' where it is too large), its type and its expiry.
-PAGE_OF_HASHES = """
+PAGE_OF_HASHES = Script("""
 local call = redis.call
 local LENGTHS = {list = 'LLEN', set = 'SCARD', zset = 'ZCARD', hash = 'HLEN', stream = 'XLEN'}
 call('SELECT', ARGV[1])
@@ -104,10 +104,10 @@ for _, key in ipairs(page[2]) do
   end
 end
 return found
-"""
+""")
 
 
-def digest(client: "Redis", excluding: Sequence[str] = ()) -> dict[bytes, str]:
+def digest(client: Redis, excluding: Sequence[str] = ()) -> dict[str, str]:
     """Hash each key of each database, but for the log's own and those that begin with one of the prefixes.
 
     Args:
@@ -118,26 +118,26 @@ def digest(client: "Redis", excluding: Sequence[str] = ()) -> dict[bytes, str]:
         The hash of each key, by `<database>:<key>`.
 
     """
-    found: dict[bytes, str] = {}
+    found: dict[str, str] = {}
     for name in client.info("keyspace"):
         database = int(str(name).removeprefix("db"))
         cursor = b"0"
         while True:
-            arguments = (0, database, cursor, PAGE, LARGEST_AT_ONCE, PREFIX, *excluding)
-            cursor, *rows = run_script(client, PAGE_OF_HASHES, arguments)
+            asked = (database, cursor, PAGE, LARGEST_AT_ONCE, PREFIX, *excluding)
+            cursor, *rows = PAGE_OF_HASHES.run(client, *asked)
             for key, value, kind, expiry in zip(*[iter(rows)] * 4, strict=True):
                 known = value.decode() or large(client, database, key, kind.decode(), expiry)
-                found[b"%d:%b" % (database, key)] = known
+                found[shown(b"%d:%b" % (database, key))] = known
             if cursor == b"0":
                 break
     return found
 
 
-def large(client: "Redis", database: int, key: bytes, kind: str, expiry: bytes) -> str:
+def large(client: Redis, database: int, key: bytes, kind: str, expiry: bytes) -> str:
     """Hash a key of many elements, read in pages so that the server stays at others' service."""
 
     def ask(*words: Any) -> Any:  # noqa: ANN401 - an answer of Redis
-        return run_script(client, IN_DATABASE, (0, database, *words))
+        return IN_DATABASE.run(client, database, *words)
 
     parts = READERS[kind](ask, key)
     hashed = hashlib.sha256(b"%b %b " % (kind.encode(), expiry))
@@ -146,7 +146,7 @@ def large(client: "Redis", database: int, key: bytes, kind: str, expiry: bytes) 
     return hashed.hexdigest()
 
 
-IN_DATABASE = "redis.call('SELECT', ARGV[1]) return redis.call(unpack(ARGV, 2))"
+IN_DATABASE = Script("redis.call('SELECT', ARGV[1]) return redis.call(unpack(ARGV, 2))")
 Ask = Callable[..., Any]
 
 
@@ -155,24 +155,22 @@ def scanned(command: str, width: int) -> Callable[[Ask, bytes], Iterator[bytes]]
 
     def read(ask: Ask, key: bytes) -> Iterator[bytes]:
         cursor, seen = b"0", set()
+        lapsing = command == "HSCAN" and has_lapsing_fields(ask, key)
         while True:
             cursor, flat = ask(command, key, cursor, "COUNT", 1000)
-            for element in zip(*[iter(flat)] * width, strict=True):
+            page = list(zip(*[iter(flat)] * width, strict=True))
+            times = ask("HPEXPIRETIME", key, "FIELDS", len(page), *flat[::2]) if lapsing and page else [-1] * len(page)
+            for element, at in zip(page, times, strict=True):
                 if element not in seen:
                     seen.add(element)
-                    yield b"".join(b"%d:%b" % (len(each), each) for each in element) + lasting(ask, key, element)
+                    yield b"".join(b"%d:%b" % (len(each), each) for each in element) + b" %d" % at
             if cursor == b"0":
                 return
-
-    def lasting(ask: Ask, key: bytes, element: tuple[bytes, ...]) -> bytes:
-        if command != "HSCAN" or not has_expiring_fields(ask, key):
-            return b""
-        return b" %d" % ask("HPEXPIRETIME", key, "FIELDS", 1, element[0])[0]
 
     return read
 
 
-def has_expiring_fields(ask: Ask, key: bytes) -> bool:
+def has_lapsing_fields(ask: Ask, key: bytes) -> bool:
     """Tell whether any field of a hash may expire; the encoding of its DUMP says so."""
     return int(ask("DUMP", key)[0]) > 21  # noqa: PLR2004 - the first type of Redis's format that knows of it
 
