@@ -15,8 +15,8 @@ from helios import db, servers
 from helios.errors import HeliosError, UnreachableError
 from helios.testing import redis_log, undo
 from helios.testing.audit import Unattributed
-from helios.testing.audit.postgres import PostgresAudit
-from helios.testing.audit.redis import RedisAudit
+from helios.testing.audit.rows import PostgresAudit
+from helios.testing.audit.keys import RedisAudit
 from helios.testing.undo import Change
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ IDENTITY = text("""
            || (SELECT oid FROM pg_database WHERE datname = current_database())
 """)
 MIRRORS = "helios:"  # what the relay writes; it sets that right by itself
+TRIES = 100
 SHOWN = 4  # tables or keys named in a line
 VERSION = text("SELECT 'PostgreSQL ' || current_setting('server_version')")
 
@@ -92,21 +93,33 @@ class Halves:
         return [Change(f"Redis {each.key}".strip(), each.what, each.count, each.why) for each in found]
 
     def close(self, run: int) -> None:
-        """Take a run out of the registers; last where its lease is."""
+        """Take a run out of the registers; last where its lease is.
+
+        Raises:
+            HeliosError: a process that outlived the run goes on writing keys.
+
+        """
         if self.redis is not None:
             with reaching_redis():
-                redis_log.close(self.redis, run)
+                for _ in range(TRIES):
+                    if not redis_log.close(self.redis, run):
+                        break
+                    redis_log.undo(self.redis, run)  # somebody labelled has written since
+                else:
+                    raise HeliosError(f"processes of test run {run} go on writing to Redis: end them, then sweep again")
         undo.close(self.connection, run)
 
     def dead(self) -> list[int]:
-        """List the runs that ended without undoing what they wrote."""
+        """List the runs that ended without undoing what they wrote.
+
+        Among them those that only Redis knows: it lost its last moments with their end, or PostgreSQL went back.
+        """
         dead = undo.dead(self.connection)
         if self.redis is None:
             return dead
         with reaching_redis():
-            _known = redis_log.runs(self.redis, self.owner)
-        # a run that only Redis knows: PostgreSQL was put back to an older state, or its log was removed
-        return dead
+            known = set(redis_log.runs(self.redis, self.owner))
+        return sorted({*dead, *(known.difference(undo.registered(self.connection)))})
 
     def watch(self, tables: Sequence[Table]) -> None:
         """Look from now on for changes that nobody labelled makes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from typing import Any
 
@@ -17,12 +16,15 @@ from helios.testing.subject import subject_of
 
 def begin(config: pytest.Config) -> Run:
     """Begin the run, and watch the tests from here on; a refusal is one sentence instead of a traceback."""
-    shared = config.getoption("helios_shared") or not os.environ.get("PYTEST_XDIST_WORKER")
+    failure, metadata = "", config.getini("helios_metadata")
+    shared = config.getoption("helios_shared") or not metadata  # without it nobody knew early enough to part them
     try:
-        subject = subject_of(config.getini("helios_metadata"), config.getini("helios_migrate"), shared=shared)
+        subject = subject_of(metadata, config.getini("helios_migrate"), shared=shared)
         run = Run.begin(subject)
     except HeliosError as error:
-        pytest.fail(f"helios: {error}", pytrace=False)
+        failure = f"helios: {error}"
+    if failure:
+        pytest.fail(failure, pytrace=False)
     config.pluginmanager.register(Watch(config, run), "helios-watch")
     return run
 
@@ -83,10 +85,13 @@ class Watch:
             self.kept.append(test)
             self.run.keep()
             return
+        failure = ""
         try:
             self.run.leave()
         except HeliosError as error:
-            pytest.fail(f"helios: {error}", pytrace=False)
+            failure = f"helios: {error}"
+        if failure:  # raised here, so that the error's own traceback does not stand above the sentence
+            pytest.fail(failure, pytrace=False)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
