@@ -36,6 +36,7 @@ chaos: .venv/developing
 bench: .venv/benchmarking
 	@.venv/bin/python -m benchmarks $(BENCH) $(FILES)
 	@.venv/bin/python -m benchmarks.queries
+	@.venv/bin/python -m benchmarks.redis_log
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -153,7 +153,8 @@ def create_redis(settings: Settings | None = None) -> "Redis":
     from helios.label.clients import RecordedRedis  # noqa: PLC0415 - a tenth of a second that only its users pay
 
     settings = settings or Settings.from_environment()
-    client = RecordedRedis.from_url(redis_url(settings).render_as_string(hide_password=False), **redis_args(settings))
+    url = redis_url(settings).render_as_string(hide_password=False)
+    client: RecordedRedis = RecordedRedis.from_url(url, **redis_args(settings))  # type: ignore[assignment] # its own class
     return client.believing(settings.helios_environment)
 
 
@@ -168,7 +169,8 @@ def create_async_redis(settings: Settings | None = None) -> "AsyncRedis":
 
     settings = settings or Settings.from_environment()
     url = redis_url(settings).render_as_string(hide_password=False)
-    return AsyncRecordedRedis.from_url(url, **redis_args(settings)).believing(settings.helios_environment)
+    client: AsyncRecordedRedis = AsyncRecordedRedis.from_url(url, **redis_args(settings))  # type: ignore[assignment] # too
+    return client.believing(settings.helios_environment)
 
 
 def redis_args(settings: Settings) -> dict[str, Any]:
@@ -207,11 +209,10 @@ def connect_args(settings: Settings, url: URL, state: str = "") -> dict[str, Any
     arguments = {name: value for name, value in arguments.items() if name not in url.query}
     if settings.database_statement_timeout and not state:
         state = f"-c statement_timeout={round(settings.database_statement_timeout * 1000)}"
-    found = os.environ.get("PGOPTIONS", "")
-    if state or label.SETTING in found:
+    given = str(url.query.get("options") or os.environ.get("PGOPTIONS", ""))
+    if state or label.SETTING in given:
         # a connection's own options replace those of PGOPTIONS, so these are carried along, but for a test run's
         # label: whether a connection carries that is decided when it is opened
-        given = url.query.get("options") or found
         arguments["options"] = f"{label.unlabelled(given)} {state}".strip()
     return arguments
 

@@ -1,11 +1,14 @@
 """The label: what a process of a test run connects carries it, and nothing else does."""
 
+import subprocess
+import sys
+
 import pytest
 from installation import use
-from sqlalchemy import text
+from sqlalchemy import NullPool, create_engine, text
 
 from helios import db, label
-from helios.errors import LabelError, SettingError
+from helios.errors import LabelError, RecordingError, SettingError
 from helios.settings import Settings
 
 SHOW = text("SELECT current_setting('helios.test_run', true)")
@@ -104,3 +107,76 @@ def test_a_label_that_is_no_id_is_refused(value, monkeypatch):
     monkeypatch.setenv(label.VARIABLE, value)
     with pytest.raises(SettingError, match=f"HELIOS_TEST_RUN='{value}' is not the id of a test run"):
         label.run()
+
+
+@pytest.mark.parametrize("driver", ["postgresql+psycopg2", "postgresql+psycopg"])
+def test_engines_of_the_users_own_get_it_from_libpq(driver, migrated, monkeypatch):
+    """Both drivers read PGOPTIONS; a process that never heard of Helios is labelled so."""
+    put_on(monkeypatch, 17)
+    engine = create_engine(migrated.set(drivername=driver), poolclass=NullPool)
+    assert "17" == shown(engine)
+
+
+def test_child_processes_are_labelled(settings, monkeypatch):
+    """The environment is all that it takes."""
+    put_on(monkeypatch, 17)
+    script = (
+        "from helios import db; from sqlalchemy import text\n"
+        "with db.create_engine().connect() as each: print(each.scalar(text('SHOW helios.test_run')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "17" == done.stdout.strip()
+
+
+def test_a_label_in_the_url_of_an_engine_gives_way(migrated, monkeypatch):
+    """Options of the URL and of the caller stay, but for another run's label."""
+    url = migrated.update_query_dict({"options": "-c helios.actor=desk -c helios.test_run=3"})
+    use(monkeypatch, url)
+    put_on(monkeypatch, 17)
+    engine = db.create_engine()
+    assert "17" == shown(engine)
+    with engine.connect() as connection:
+        assert "desk" == connection.scalar(text("SELECT current_setting('helios.actor')"))
+    engine.dispose()
+    engine = db.create_engine(labelled=False)
+    assert shown(engine) in (None, "")
+    engine.dispose()
+
+
+def test_labels_replace_each_other():
+    """In libpq's options, whatever stands around."""
+    assert "-c a=1 -c helios.test_run=5" == label.labelled("-c helios.test_run=3 -c a=1", 5)
+    assert "-c a=1" == label.unlabelled("-c a=1 -chelios.test_run=3")
+    assert "" == label.unlabelled("-c helios.test_run=3")
+
+
+def test_redis_is_imported_by_those_who_use_it(migrated):
+    """Neither the label nor the engines cost that tenth of a second."""
+    script = "import sys, helios.db, helios.label; print('redis' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "False" == done.stdout.strip()
+
+
+def test_clients_record_from_the_moment_the_run_begins(valkey, monkeypatch):
+    """Also those that were made before it, synchronous or not; without a label they are as ever."""
+    url = valkey.render_as_string(hide_password=False)
+    made = db.create_redis(Settings.from_environment({"REDIS_URL": url}))
+    assert made.ping()
+    monkeypatch.setenv(label.VARIABLE, "12345")
+    with pytest.raises(RecordingError, match="test run 12345 has not begun in this Redis"):
+        made.set("label:1", 1)
+    monkeypatch.delenv(label.VARIABLE)
+    assert 0 == made.delete("label:1")
+    made.close()
+
+
+async def test_asynchronous_clients_record_too(valkey, monkeypatch):
+    """`create_async_redis` follows the label as `create_redis` does."""
+    url = valkey.render_as_string(hide_password=False)
+    made = db.create_async_redis(Settings.from_environment({"REDIS_URL": url}))
+    monkeypatch.setenv(label.VARIABLE, "12345")
+    with pytest.raises(RecordingError, match="test run 12345 has not begun in this Redis"):
+        await made.set("label:1", 1)
+    monkeypatch.delenv(label.VARIABLE)
+    assert 0 == await made.delete("label:1")
+    await made.aclose()

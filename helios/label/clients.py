@@ -1,7 +1,7 @@
 """Redis clients that record what they write while the process is labelled; without a label they are redis-py's own."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from redis import Redis
@@ -9,9 +9,12 @@ from redis.client import EMPTY_RESPONSE, NEVER_DECODE, Pipeline
 from redis.exceptions import NoScriptError, ResponseError
 
 from helios import label
-from helios.label import recording
-from helios.label.commands import catalogue_of
-from helios.label.recording import Steps, Wait
+from helios.label.commands import Answer, Argument, Connection, catalogue_of
+from helios.label.recording import Recording, Steps, Wait, checked
+from helios.label.shortcuts import shortcut
+
+Callbacks = Any  # redis-py's table of them
+Commands = Any  # of a pipeline, as redis-py keeps them: each with its arguments and its options
 
 CHUNK = 500  # commands of a pipeline that is no transaction, run as one unit
 
@@ -20,6 +23,7 @@ class RecordedRedis(Redis):
     """A Redis client of a process that may belong to a test run."""
 
     environment = "development"
+    watching = False
 
     def believing(self, environment: str) -> Self:
         """Tell the client what its process believes to be; in production a label is refused."""
@@ -27,84 +31,69 @@ class RecordedRedis(Redis):
         self.environment = environment
         return self
 
-    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> "RecordedPipeline":
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> "RecordedPipeline":
         """Make a pipeline that records too."""
         made = RecordedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
-        made.environment = self.environment
-        return made
+        return made.believing(self.environment)
 
-    def client(self) -> "RecordedRedis":
+    def client(self) -> Self:
         """Make a client that keeps one connection, and records too."""
-        made: RecordedRedis = super().client()
-        made.environment = self.environment
-        return made
+        made: Self = super().client()
+        return made.believing(self.environment)
 
-    def _send_command_parse_response(self, conn: Any, command_name: str, *args: Any, **options: Any) -> Any:
+    def _send_command_parse_response(
+        self, conn: Connection, command_name: str, *args: Argument, **options: Answer
+    ) -> Answer:
         run = label.run()
-        if run is not None:
+        if run is None:
+            return super()._send_command_parse_response(conn, command_name, *args, **options)
+        if self.environment == "production":
             label.permitted_run(self.environment)
-            packed = recording.shortcut(catalogue_of(conn), run, conn, args)
-            if packed is not None and EMPTY_RESPONSE not in options:
-                conn.send_packed_command(packed)
-                try:
-                    return self.parse_response(conn, command_name, **options)
-                except NoScriptError:
-                    pass  # the way below sends the script whole
-                except ResponseError as error:
-                    raise recording.checked(run, error) from None
-            write = drive(conn, recording.understand(catalogue_of(conn), args, conn.encoder.encode))
-            if write.keys:
-                steps = recording.single(run, conn.db, write, decode=NEVER_DECODE not in options)
-                return answer_of(self.response_callbacks, command_name, drive(conn, steps), options)
-        return super()._send_command_parse_response(conn, command_name, *args, **options)
+        catalogue = catalogue_of(conn)
+        if command_name in catalogue.harmless:
+            return super()._send_command_parse_response(conn, command_name, *args, **options)
+        packed = shortcut(run, conn, catalogue, args)
+        if packed is not None and EMPTY_RESPONSE not in options:
+            conn.send_packed_command(packed)
+            try:
+                return self.parse_response(conn, command_name, **options)
+            except NoScriptError:
+                pass  # the way below sends the script whole
+            except ResponseError as error:
+                raise checked(run, error) from None
+        recording = Recording(run, conn)
+        write = drive(conn, recording.understand(args))
+        if not write.keys:
+            return super()._send_command_parse_response(conn, command_name, *args, **options)
+        method = recording.immediate if self.watching else recording.single
+        reply = drive(conn, method(write, decode=NEVER_DECODE not in options))
+        return answer_of(self.response_callbacks, command_name, reply, options)
 
 
-class RecordedPipeline(Pipeline):
+class RecordedPipeline(RecordedRedis, Pipeline):
     """A pipeline that records; it is one unit with its images, transaction or not."""
 
-    environment = "development"
+    def _execute_transaction(self, connection: Connection, commands: Commands, raise_on_error: bool) -> list[Answer]:
+        return self._recorded(connection, commands, raise_on_error=raise_on_error, plainly=super()._execute_transaction)
 
-    def _send_command_parse_response(self, conn: Any, command_name: str, *args: Any, **options: Any) -> Any:
-        run = label.run()
-        if run is not None:
-            label.permitted_run(self.environment)
-            packed = recording.shortcut(catalogue_of(conn), run, conn, args)
-            if packed is not None and EMPTY_RESPONSE not in options:
-                conn.send_packed_command(packed)
-                try:
-                    return self.parse_response(conn, command_name, **options)
-                except NoScriptError:
-                    pass  # the way below sends the script whole
-                except ResponseError as error:
-                    raise recording.checked(run, error) from None
-            write = drive(conn, recording.understand(catalogue_of(conn), args, conn.encoder.encode))
-            if write.keys:
-                steps = recording.immediate(run, conn.db, write, decode=NEVER_DECODE not in options)
-                return answer_of(self.response_callbacks, command_name, drive(conn, steps), options)
-        return super()._send_command_parse_response(conn, command_name, *args, **options)
-
-    def _execute_transaction(self, connection: Any, commands: Any, raise_on_error: bool) -> list[Any]:
-        return self._recorded(connection, commands, raise_on_error, super()._execute_transaction)
-
-    def _execute_pipeline(self, connection: Any, commands: Any, raise_on_error: bool) -> list[Any]:
+    def _execute_pipeline(self, connection: Connection, commands: Commands, raise_on_error: bool) -> list[Answer]:
         plainly = super()._execute_pipeline
         if len(commands) <= CHUNK or label.run() is None:
-            return self._recorded(connection, commands, raise_on_error, plainly)
-        found: list[Any] = []
+            return self._recorded(connection, commands, raise_on_error=raise_on_error, plainly=plainly)
+        found: list[Answer] = []
         for first in range(0, len(commands), CHUNK):
-            found += self._recorded(connection, commands[first : first + CHUNK], False, plainly)
+            found += self._recorded(connection, commands[first : first + CHUNK], raise_on_error=False, plainly=plainly)
         if raise_on_error:
             self.raise_first_error(commands, found)
         return found
 
-    def _recorded(self, connection: Any, commands: Any, raise_on_error: bool, plainly: Callable[..., Any]) -> list[Any]:
+    def _recorded(
+        self, connection: Connection, commands: Commands, *, raise_on_error: bool, plainly: Callable[..., Answer]
+    ) -> list[Answer]:
         run = label.permitted_run(self.environment)
         replies = None
         if run is not None:
-            steps = recording.pipelined(
-                catalogue_of(connection),
-                run,
-                connection,
+            steps = Recording(run, connection).pipelined(
                 [arguments for arguments, _ in commands],
                 watching=self.watching,
                 decode=not any(NEVER_DECODE in options for _, options in commands),
@@ -118,7 +107,7 @@ class RecordedPipeline(Pipeline):
         return answers_of(self.response_callbacks, commands, replies)
 
 
-def drive(connection: Any, steps: Steps) -> Any:
+def drive(connection: Connection, steps: Steps) -> Answer:
     """Send what the steps ask for over a connection, and hand them the replies, errors among them."""
     replies = None
     try:
@@ -128,12 +117,12 @@ def drive(connection: Any, steps: Steps) -> Any:
                 time.sleep(step.seconds)
                 continue
             connection.send_packed_command(step.packed or connection.pack_commands(step.commands))
-            replies = [read(connection, step.decode) for _ in step.commands]
+            replies = [read(connection, decode=step.decode) for _ in step.commands]
     except StopIteration as done:
         return done.value
 
 
-def read(connection: Any, decode: bool) -> Any:
+def read(connection: Connection, *, decode: bool) -> Answer:
     """Read one reply; an error is one too."""
     try:
         return connection.read_response(disable_decoding=not decode)
@@ -141,7 +130,7 @@ def read(connection: Any, decode: bool) -> Any:
         return error
 
 
-def answer_of(callbacks: Any, name: str, reply: Any, options: dict[str, Any]) -> Any:
+def answer_of(callbacks: Callbacks, name: str, reply: Answer, options: Mapping[str, Answer]) -> Answer:
     """Make of a reply what redis-py makes of it."""
     if isinstance(reply, ResponseError) and EMPTY_RESPONSE in options:
         return options[EMPTY_RESPONSE]
@@ -153,7 +142,7 @@ def answer_of(callbacks: Any, name: str, reply: Any, options: dict[str, Any]) ->
     return callbacks[name](reply, **known)
 
 
-def answers_of(callbacks: Any, commands: Any, replies: Sequence[Any]) -> list[Any]:
+def answers_of(callbacks: Callbacks, commands: Commands, replies: Sequence[Answer]) -> list[Answer]:
     """Make of a pipeline's replies what redis-py makes of them; errors stay among them."""
     found = []
     for reply, (arguments, options) in zip(replies, commands, strict=True):

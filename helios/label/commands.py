@@ -1,24 +1,27 @@
-"""Which keys a Redis command writes, as the server itself tells: its flags and key specifications, not a list of ours."""
+"""Which keys a Redis command writes, as the server itself tells by its flags and key specifications."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-
 # Commands that a script answers as the server itself does, in either protocol: with a status, a whole number, one
 # string, or a list of strings. The list makes them quick; every other command is as safe.
 PLAIN = frozenset(
-    "SET SETEX PSETEX SETNX GETSET GETDEL GETEX APPEND INCR INCRBY DECR DECRBY INCRBYFLOAT SETRANGE SETBIT MSET MSETNX "
-    "DEL UNLINK EXPIRE PEXPIRE EXPIREAT PEXPIREAT PERSIST RENAME RENAMENX COPY "
-    "HSET HSETNX HMSET HDEL HINCRBY HINCRBYFLOAT HEXPIRE HPEXPIRE HEXPIREAT HPEXPIREAT HPERSIST "
-    "LPUSH RPUSH LPUSHX RPUSHX LPOP RPOP LSET LREM LTRIM LINSERT LMOVE RPOPLPUSH SADD SREM SMOVE "
-    "SINTERSTORE SUNIONSTORE SDIFFSTORE ZREM ZREMRANGEBYRANK ZREMRANGEBYSCORE ZREMRANGEBYLEX ZUNIONSTORE ZINTERSTORE "
-    "ZDIFFSTORE ZRANGESTORE XADD XDEL XTRIM XACK XSETID PFADD PFMERGE BITOP GEOADD GEOSEARCHSTORE "
-    "GET MGET EXISTS STRLEN GETRANGE TTL PTTL EXPIRETIME PEXPIRETIME HGET HMGET HEXISTS HLEN HSTRLEN LLEN LINDEX LRANGE "
-    "SISMEMBER SCARD ZCARD ZCOUNT XLEN PFCOUNT GETBIT BITCOUNT TOUCH".split()
+    """
+    SET SETEX PSETEX SETNX GETSET GETDEL GETEX APPEND INCR INCRBY DECR DECRBY INCRBYFLOAT SETRANGE SETBIT MSET
+    MSETNX DEL UNLINK EXPIRE PEXPIRE EXPIREAT PEXPIREAT PERSIST RENAME RENAMENX COPY HSET HSETNX HMSET HDEL
+    HINCRBY HINCRBYFLOAT HEXPIRE HPEXPIRE HEXPIREAT HPEXPIREAT HPERSIST LPUSH RPUSH LPUSHX RPUSHX LPOP RPOP LSET
+    LREM LTRIM LINSERT LMOVE RPOPLPUSH SADD SREM SMOVE SINTERSTORE SUNIONSTORE SDIFFSTORE ZREM ZREMRANGEBYRANK
+    ZREMRANGEBYSCORE ZREMRANGEBYLEX ZUNIONSTORE ZINTERSTORE ZDIFFSTORE ZRANGESTORE XADD XDEL XTRIM XACK XSETID
+    PFADD PFMERGE BITOP GEOADD GEOSEARCHSTORE GET MGET EXISTS STRLEN GETRANGE TTL PTTL EXPIRETIME PEXPIRETIME
+    HGET HMGET HEXISTS HLEN HSTRLEN LLEN LINDEX LRANGE SISMEMBER SCARD ZCARD ZCOUNT XLEN PFCOUNT GETBIT BITCOUNT
+    TOUCH
+    """.split()  # noqa: SIM905 - a hundred words in quotes are no easier to read
 )
 
 Argument = bytes | str | int | float | memoryview
+Answer = Any  # of Redis: whatever type it has
+Connection = Any  # of redis-py, synchronous or not
 Arguments = tuple[Argument, ...]
 
 
@@ -26,7 +29,7 @@ class AskServerError(Exception):
     """Only the server can tell the keys of this command, from its arguments."""
 
 
-def pairs(answer: Any) -> dict[str, Any]:  # noqa: ANN401 - an answer of Redis
+def pairs(answer: Answer) -> dict[str, Any]:
     """Read a map, which arrives as one in RESP3 and as a list in RESP2."""
     if not isinstance(answer, dict):
         answer = dict(zip(answer[::2], answer[1::2], strict=True))
@@ -49,7 +52,7 @@ class Specification:
     find_by: dict[str, Any]
 
     @classmethod
-    def read(cls, answer: Any) -> Self:  # noqa: ANN401 - an answer of Redis
+    def read(cls, answer: Answer) -> Self:
         """Read what COMMAND INFO says."""
         said = pairs(answer)
         begin, find = pairs(said["begin_search"]), pairs(said["find_keys"])
@@ -154,7 +157,7 @@ class Catalogue:
     direct: set[str] = field(default_factory=set)
     harmless: set[str] = field(default_factory=set)
 
-    def learn(self, name: str, answer: Any) -> None:  # noqa: ANN401 - an answer of Redis
+    def learn(self, name: str, answer: Answer) -> None:
         """Keep what COMMAND INFO said of one name; nothing where the server does not know it."""
         entry = answer[0] if isinstance(answer, list) and answer else None
         command = self.known[name] = Command.read(entry) if entry else None
@@ -179,10 +182,13 @@ def named_keys(answer: Sequence[Any]) -> list[bytes]:
     return [key for key, flags in flagged if flags & {"RW", "OW", "RM"}] or [key for key, _ in flagged]
 
 
-CATALOGUES: dict[tuple[object, ...], Catalogue] = {}
+CATALOGUES: dict[object, Catalogue] = {}
 
 
-def catalogue_of(connection: Any) -> Catalogue:  # noqa: ANN401 - a redis-py connection
+def catalogue_of(connection: Connection) -> Catalogue:
     """Give the catalogue of the server that a connection leads to."""
-    address = (getattr(connection, "path", None), getattr(connection, "host", None), getattr(connection, "port", None))
-    return CATALOGUES.setdefault(address, Catalogue())
+    address = getattr(connection, "path", None) or (connection.host, connection.port)
+    found = CATALOGUES.get(address)
+    if found is None:
+        found = CATALOGUES[address] = Catalogue()
+    return found

@@ -6,19 +6,27 @@ the keys in between, and are tried again.
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 from redis.exceptions import NoScriptError, ResponseError, WatchError
 
 from helios.errors import RecordingError
-from helios.label.commands import PLAIN, Argument, Arguments, AskServerError, Catalogue, Command, named_keys, text
+from helios.label.commands import (
+    PLAIN,
+    Answer,
+    Arguments,
+    AskServerError,
+    Command,
+    Connection,
+    catalogue_of,
+    named_keys,
+    text,
+)
 from helios.label.images import OVER, PREFIX, RECORD, RECORD_SHA
+from helios.label.shortcuts import MOST_WORDS, shortcuts
 
-PAUSE = 0.005
-MOST_WORDS = 4000  # Lua unpacks no more than 8000 values at once
+PAUSE = 0.005  # seconds between two tries of a command that blocks
 
 WITHOUT_KEYS = "names no keys, so what was there before cannot be saved"
 REFUSED = {
@@ -50,7 +58,7 @@ class Wait:
     seconds: float
 
 
-Steps = Generator[Send | Wait, Any, Any]
+Steps = Generator[Send | Wait, Answer, Answer]
 
 
 @dataclass(frozen=True)
@@ -70,96 +78,12 @@ class Write:
         return name in PLAIN or (name == "ZADD" and not any(word in {"INCR", b"INCR", "incr"} for word in self.words))
 
 
-CALL = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n" % RECORD_SHA.encode()
-
-
-def bulk(value: Argument, encode: Callable[[Argument], bytes]) -> bytes:
-    """Write one word as it is sent."""
-    data = value.encode() if type(value) is str else bytes(encode(value))
-    return b"$%d\r\n%b\r\n" % (len(data), data)
-
-
-@cache
-def opening(count: int) -> bytes:
-    """Write how the recording of a command of so many words with one key begins."""
-    return b"*%d\r\n%b$1\r\n1\r\n" % (count + 8, CALL)
-
-
-@cache
-def middle(run: int, database: int, count: int, name: str) -> bytes:
-    """Write what stands between that key and the command's arguments."""
-    return b"".join(bulk(each, bytes) for each in ("one", str(run), str(database), str(count), name))
-
-
-def shortcut(catalogue: Catalogue, run: int, connection: Any, arguments: Arguments) -> list[bytes] | None:  # noqa: ANN401 - a redis-py connection
-    """Write the recording of a command whose one key is its first argument; None where it needs a closer look."""
-    name, count = arguments[0], len(arguments)
-    if name not in catalogue.direct or count > MOST_WORDS:
-        return None
-    encode = connection.encoder.encode
-    words = [bulk(each, encode) for each in arguments[1:]]
-    return [b"".join((opening(count), words[0], middle(run, connection.db, count, name), *words))]
-
-
-def shortcuts(catalogue: Catalogue, run: int, connection: Any, commands: Sequence[Arguments]) -> list[bytes] | None:  # noqa: ANN401 - a redis-py connection
-    """Write the recording of a pipeline of such commands, and of some that read; None where one needs a closer look."""
-    encode = connection.encoder.encode
-    direct, harmless, keys, words, parts = catalogue.direct, catalogue.harmless, {}, 0, []
-    for arguments in commands:
-        name, count = arguments[0], len(arguments)
-        if name not in PLAIN or not 1 < count < MOST_WORDS:
-            return None
-        if name in direct:
-            keys[bulk(arguments[1], encode)] = None
-        elif name not in harmless:
-            return None
-        words += count + 1
-        parts.append(b"$%d\r\n%d\r\n" % (len(str(count)), count))
-        parts += [bulk(each, encode) for each in arguments]
-    if not keys:
-        return None
-    head = b"*%d\r\n%b%b" % (words + len(keys) + 6, CALL, bulk(len(keys), encode))
-    mode = [bulk(each, encode) for each in ("many", run, connection.db)]
-    return [b"".join([head, *keys, *mode, *parts])]
-
-
 def split(arguments: Arguments) -> Arguments:
     """Split a command's first word, where redis-py joins two: `XGROUP CREATE`."""
     first = arguments[0]
     if isinstance(first, str) and " " in first:
         return (*first.split(), *arguments[1:])
     return arguments
-
-
-def understand(catalogue: Catalogue, arguments: Arguments, encode: Any) -> Steps:  # noqa: ANN401 - a redis-py encoder's method
-    """Find out what a command writes.
-
-    Raises:
-        RecordingError: what it writes cannot be known.
-
-    """
-    words = split(arguments)
-    name = text(words[0]).upper()
-    if name not in catalogue.known:
-        (answer,) = yield Send([("COMMAND", "INFO", name)])
-        catalogue.learn(name, answer)
-    command = catalogue.find([text(word).upper() for word in words[:2]])
-    if name in REFUSED:
-        raise refusal(name, REFUSED[name])
-    if command is None or not command.writes:
-        return Write(words, (), command)
-    try:
-        keys: Sequence[Argument] = command.written(words)
-    except AskServerError:
-        (answer,) = yield Send([("COMMAND", "GETKEYSANDFLAGS", *words)])
-        if isinstance(answer, Exception):
-            raise answer from None
-        keys = named_keys(answer)
-    if not keys and "write" in command.flags:
-        raise refusal(" ".join(text(word) for word in words[: 2 if command.specifications == () else 1]), WITHOUT_KEYS)
-    if name == "COPY" and any(word in {"DB", b"DB", "db"} for word in words[3:]):
-        raise refusal("COPY ... DB", REFUSED["MOVE"])
-    return Write(words, tuple(dict.fromkeys(bytes(encode(key)) for key in keys)), command)
 
 
 def refusal(name: str, why: str) -> RecordingError:
@@ -170,13 +94,156 @@ def refusal(name: str, why: str) -> RecordingError:
     )
 
 
-def record(mode: str, run: int, database: int, keys: Sequence[bytes], commands: Sequence[Arguments]) -> Arguments:
-    """Write the arguments of the recording script, as they follow its name."""
-    parts = [part for words in commands for part in (len(words), *words)]
-    return (len(keys), *keys, mode, run, database, *parts)
+class Recording:
+    """What is recorded over one connection, for one run."""
+
+    def __init__(self, run: int, connection: Connection) -> None:
+        self.run = run
+        self.database = connection.db
+        self.encode = connection.encoder.encode
+        self.catalogue = catalogue_of(connection)
+
+    def understand(self, arguments: Arguments) -> Steps:
+        """Find out what a command writes; give a `Write`.
+
+        Raises:
+            RecordingError: what it writes cannot be known.
+
+        """
+        words = split(arguments)
+        name = text(words[0]).upper()
+        if name in REFUSED:
+            raise refusal(name, REFUSED[name])
+        if name not in self.catalogue.known:
+            (answer,) = yield Send([("COMMAND", "INFO", name)])
+            self.catalogue.learn(name, answer)
+        command = self.catalogue.find([text(word).upper() for word in words[:2]])
+        if command is None or not command.writes:
+            return Write(words, (), command)
+        keys = yield from self.written(command, words)
+        if not keys and "write" in command.flags:
+            raise refusal(" ".join(text(word) for word in words[: 2 if name == "FUNCTION" else 1]), WITHOUT_KEYS)
+        if name == "COPY" and any(text(word).upper() == "DB" for word in words[3:]):
+            raise refusal("COPY ... DB", REFUSED["MOVE"])
+        return Write(words, tuple(dict.fromkeys(bytes(self.encode(key)) for key in keys)), command)
+
+    def written(self, command: Command, words: Arguments) -> Steps:
+        """Give the keys that a command may change; where its arguments do not tell, the server does."""
+        try:
+            return command.written(words)
+        except AskServerError:
+            (answer,) = yield Send([("COMMAND", "GETKEYSANDFLAGS", *words)])
+            if isinstance(answer, Exception):
+                raise answer from None
+            return named_keys(answer)
+
+    def arguments(self, mode: str, keys: Sequence[bytes], commands: Sequence[Arguments]) -> Arguments:
+        """Write the arguments of the recording script, as they follow its name."""
+        parts = [part for words in commands for part in (len(words), *words)]
+        return (len(keys), *keys, mode, self.run, self.database, *parts)
+
+    def scripted(self, mode: str, keys: Sequence[bytes], commands: Sequence[Arguments], *, decode: bool) -> Steps:
+        """Run commands and save their images in one script."""
+        arguments = self.arguments(mode, keys, commands)
+        (reply,) = yield Send([("EVALSHA", RECORD_SHA, *arguments)], decode=decode)
+        if isinstance(reply, NoScriptError):
+            (reply,) = yield Send([("EVAL", RECORD, *arguments)], decode=decode)
+        return checked(self.run, reply)
+
+    def watched(self, keys: Sequence[bytes], commands: Sequence[Arguments], *, decode: bool) -> Steps:
+        """Save images, then run commands in a MULTI; give its replies, or None where somebody touched a key."""
+        (watching,) = yield Send([("WATCH", f"{PREFIX}{self.run}:turn", *keys)])
+        if isinstance(watching, Exception):
+            raise watching
+        saved = yield from self.scripted("before", keys, [], decode=False)
+        if isinstance(saved, Exception):
+            yield Send([("UNWATCH",)])
+            raise saved
+        noted = ("EVAL", RECORD, *self.arguments("after", keys, []))
+        queued = yield Send([("MULTI",), *commands, noted, ("EXEC",)], decode=decode)
+        done = queued[-1]
+        if isinstance(done, Exception):
+            raise next((each for each in queued if isinstance(each, Exception)), done)
+        return None if done is None else done[:-1]
+
+    def single(self, write: Write, *, decode: bool) -> Steps:
+        """Run one command; one that blocks is tried until its time is over."""
+        if write.plain:
+            return (yield from self.scripted("one", write.keys, [write.words], decode=decode))
+        blocks = write.command is not None and write.command.blocks
+        limit = patience(write.words) if blocks else None
+        end = None if limit is None else time.monotonic() + limit
+        while True:
+            replies = yield from self.watched(write.keys, [write.words], decode=decode)
+            if replies is not None:
+                if replies[0] is not None or end is None or time.monotonic() >= end:
+                    return replies[0]
+                yield Wait(PAUSE)
+
+    def immediate(self, write: Write, *, decode: bool) -> Steps:
+        """Run one command between WATCH and MULTI.
+
+        Raises:
+            RecordingError: it would need a MULTI of its own.
+
+        """
+        if not write.plain:
+            raise RecordingError(
+                f"{text(write.words[0])} between WATCH and MULTI cannot be recorded, so it was refused: "
+                "call it after multi(), or before watch()"
+            )
+        return (yield from self.scripted("one", write.keys, [write.words], decode=decode))
+
+    def pipelined(self, commands: Sequence[Arguments], *, watching: bool, decode: bool) -> Steps:
+        """Run the commands of a pipeline as one unit; give their replies, or None where they write nothing.
+
+        Raises:
+            RecordingError: what one of them writes cannot be known; none was run.
+            WatchError: a key that the caller watches was touched.
+
+        """
+        packed = None if watching else shortcuts(self.run, self.database, self.encode, self.catalogue, commands)
+        if packed is not None:
+            (replies,) = yield Send([()], decode=decode, packed=packed)
+            if not isinstance(replies, NoScriptError):
+                return raised(checked(self.run, replies))
+        writes = []
+        for each in commands:
+            write = yield from self.understand(each)
+            writes.append(write)
+        if not any(write.keys for write in writes):
+            return None
+        replies = yield from self.unit(writes, watching=watching, decode=decode)
+        if replies is None:
+            raise WatchError("Watched variable changed.")
+        return raised(replies)
+
+    def unit(self, writes: Sequence[Write], *, watching: bool, decode: bool) -> Steps:
+        """Run commands as one unit; None where a key that the caller watches was touched."""
+        keys = list(dict.fromkeys(key for write in writes for key in write.keys))
+        words = [write.words for write in writes]
+        if not all(write.plain for write in writes):
+            replies = None
+            while replies is None:
+                replies = yield from self.watched(keys, words, decode=decode)
+                if watching:
+                    break
+            return replies
+        if not watching:
+            return (yield from self.scripted("many", keys, words, decode=decode))
+        script = ("EVAL", RECORD, *self.arguments("many", keys, words))
+        *_, done = yield Send([("MULTI",), script, ("EXEC",)], decode=decode)
+        return checked(self.run, done[0]) if isinstance(done, list) else done
 
 
-def checked(run: int, reply: Any) -> Any:  # noqa: ANN401 - an answer of Redis
+def raised(reply: Answer) -> Answer:
+    """Raise a reply that is an error."""
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+def checked(run: int, reply: Answer) -> Answer:
     """Turn the script's own refusal into a sentence."""
     if isinstance(reply, ResponseError) and OVER in str(reply):
         return RecordingError(
@@ -191,50 +258,6 @@ def checked(run: int, reply: Any) -> Any:  # noqa: ANN401 - an answer of Redis
     return reply
 
 
-def scripted(
-    mode: str, run: int, database: int, keys: Sequence[bytes], commands: Sequence[Arguments], *, decode: bool
-) -> Steps:
-    """Run commands and save their images in one script."""
-    arguments = record(mode, run, database, keys, commands)
-    (reply,) = yield Send([("EVALSHA", RECORD_SHA, *arguments)], decode=decode)
-    if isinstance(reply, NoScriptError):
-        (reply,) = yield Send([("EVAL", RECORD, *arguments)], decode=decode)
-    return checked(run, reply)
-
-
-def watched(run: int, database: int, keys: Sequence[bytes], commands: Sequence[Arguments], *, decode: bool) -> Steps:
-    """Save images, then run commands in a MULTI; give its replies, or None where somebody touched a key in between."""
-    (watching,) = yield Send([("WATCH", f"{PREFIX}{run}:turn", *keys)])
-    if isinstance(watching, Exception):
-        raise watching
-    saved = yield from scripted("before", run, database, keys, [], decode=False)
-    if isinstance(saved, Exception):
-        yield Send([("UNWATCH",)])
-        raise saved
-    noted = ("EVAL", RECORD, *record("after", run, database, keys, []))
-    queued = yield Send([("MULTI",), *commands, noted, ("EXEC",)], decode=decode)
-    done = queued[-1]
-    if isinstance(done, Exception):
-        raise next((each for each in queued if isinstance(each, Exception)), done)
-    return None if done is None else done[:-1]
-
-
-def single(run: int, database: int, write: Write, *, decode: bool) -> Steps:
-    """Run one command; one that blocks is tried until its time is over."""
-    if write.plain:
-        return (yield from scripted("one", run, database, write.keys, [write.words], decode=decode))
-    end = None
-    if write.command is not None and write.command.blocks:
-        limit = patience(write.words)
-        end = None if limit is None else time.monotonic() + limit
-    while True:
-        replies = yield from watched(run, database, write.keys, [write.words], decode=decode)
-        if replies is not None and (replies[0] is not None or end is None or time.monotonic() >= end):
-            return replies[0]
-        if replies is not None:
-            yield Wait(PAUSE)
-
-
 def patience(words: Arguments) -> float | None:
     """Give the seconds that a blocking command waits; None: it does not wait."""
     name = text(words[0]).upper()
@@ -246,66 +269,3 @@ def patience(words: Arguments) -> float | None:
     else:
         seconds = float(text(words[1] if name in {"BLMPOP", "BZMPOP"} else words[-1]))
     return seconds or float("inf")
-
-
-def pipelined(
-    catalogue: Catalogue,
-    run: int,
-    connection: Any,  # noqa: ANN401 - a redis-py connection
-    commands: Sequence[Arguments],
-    *,
-    watching: bool,
-    decode: bool,
-) -> Steps:
-    """Run the commands of a pipeline as one unit; give their replies, or None where they write nothing.
-
-    Raises:
-        RecordingError: what one of them writes cannot be known; none was run.
-        WatchError: a key that the caller watches was touched.
-
-    """
-    packed = None if watching else shortcuts(catalogue, run, connection, commands)
-    if packed is not None:
-        (replies,) = yield Send([()], decode=decode, packed=packed)
-        if not isinstance(replies, Exception):
-            return replies
-        if not isinstance(replies, NoScriptError):
-            raise checked(run, replies)
-    writes: list[Write] = []
-    for each in commands:
-        writes.append((yield from understand(catalogue, each, connection.encoder.encode)))
-    keys = list(dict.fromkeys(key for write in writes for key in write.keys))
-    if not keys:
-        return None
-    words = [write.words for write in writes]
-    plain = all(write.plain for write in writes)
-    if plain and not watching:
-        replies = yield from scripted("many", run, connection.db, keys, words, decode=decode)
-    elif plain:
-        script = ("EVAL", RECORD, *record("many", run, connection.db, keys, words))
-        *_, done = yield Send([("MULTI",), script, ("EXEC",)], decode=decode)
-        replies = checked(run, done[0]) if isinstance(done, list) else done
-    else:
-        replies = yield from watched(run, connection.db, keys, words, decode=decode)
-        while replies is None and not watching:
-            replies = yield from watched(run, connection.db, keys, words, decode=decode)
-    if replies is None:
-        raise WatchError("Watched variable changed.")
-    if isinstance(replies, Exception):
-        raise replies
-    return replies
-
-
-def immediate(run: int, database: int, write: Write, *, decode: bool) -> Steps:
-    """Run one command between WATCH and MULTI.
-
-    Raises:
-        RecordingError: it would need a MULTI of its own.
-
-    """
-    if not write.plain:
-        raise RecordingError(
-            f"{text(write.words[0])} between WATCH and MULTI cannot be recorded, so it was refused: "
-            "call it after multi(), or before watch()"
-        )
-    return (yield from scripted("one", run, database, write.keys, [write.words], decode=decode))

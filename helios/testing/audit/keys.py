@@ -39,7 +39,7 @@ class RedisAudit:
         self.flushed = False
 
     def report(self) -> Unattributed | None:
-        """Tell which keys unlabelled clients touched since `begin`, or None; asked before the undo, which touches many."""
+        """Tell which keys unlabelled clients touched since `begin`, or None; to be asked before the undo."""
         self._ask("PING")
         if not self.touched and not self.flushed:
             return None

@@ -26,12 +26,18 @@ COMMITTED = text("""
 SIZES = text("""
     SELECT space.nspname::text AS schema, class.relname::text AS name FROM pg_class AS class
     JOIN pg_namespace AS space ON space.oid = class.relnamespace
-    WHERE pg_relation_size(class.oid) > CAST(:pages AS bigint) * current_setting('block_size')::bigint
+    WHERE space.nspname = ANY(:schemas) AND class.relkind IN ('r', 'p')
+      AND (SELECT coalesce(sum(pg_relation_size(part.relid)), 0) FROM pg_partition_tree(class.oid) AS part)
+          + pg_relation_size(class.oid) > CAST(:pages AS bigint) * current_setting('block_size')::bigint
 """)
+# A login without pg_monitor sees of others neither state nor kind, but name, user, and whether they hold an id.
 CONNECTED = text("""
-    SELECT DISTINCT coalesce(nullif(application_name, ''), 'without a name') || ' (' || usename || ')'
+    SELECT DISTINCT coalesce(nullif(application_name, ''), 'without a name') || ' (' || usename
+        || CASE WHEN backend_xid IS NULL THEN '' ELSE ', writing now' END || ')'
     FROM pg_stat_activity
-    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY 1
+    WHERE datname = current_database() AND usename IS NOT NULL AND pid <> pg_backend_pid()
+      AND coalesce(backend_type, 'client backend') = 'client backend'
+    ORDER BY 1
 """)
 
 
@@ -40,7 +46,7 @@ class TransactionId(UserDefinedType[str]):
 
     cache_ok = True
 
-    def get_col_spec(self) -> str:
+    def get_col_spec(self, **_: object) -> str:
         """Name it."""
         return "xid"
 
@@ -78,15 +84,16 @@ class PostgresAudit:
         values = {"first": self.since, "last": now - 1, "known": list(known)}
         others = [row[0] for row in self.connection.execute(COMMITTED, values)]
         found, large = self.rows(others) if others else ({}, [])
-        if not found:
+        if not found and not large:
             return None
         blind = f"not looked at, being large: {', '.join(large)}" if large else ""
         return Unattributed("postgresql", found, self.connected(), blind)
 
     def rows(self, transactions: Sequence[int]) -> tuple[dict[str, int], list[str]]:
         """Count the rows that these transactions wrote, by table; and name the tables that are too large to look."""
-        large = {(row.schema, row.name) for row in self.connection.execute(SIZES, {"pages": LARGEST})}
-        small = [each for each in self.tables if (each.schema, each.name) not in large]
+        asked = {"pages": LARGEST, "schemas": list({each.schema or "public" for each in self.tables})}
+        large = {(row.schema, row.name) for row in self.connection.execute(SIZES, asked)}
+        small = [each for each in self.tables if (each.schema or "public", each.name) not in large]
         skipped = [each.fullname for each in self.tables if each not in small]
         if not small:
             return {}, skipped

@@ -123,7 +123,7 @@ def digest(client: Redis, excluding: Sequence[str] = ()) -> dict[str, str]:
         database = int(str(name).removeprefix("db"))
         cursor = b"0"
         while True:
-            asked = (database, cursor, PAGE, LARGEST_AT_ONCE, PREFIX, *excluding)
+            asked: tuple[Any, ...] = (database, cursor, PAGE, LARGEST_AT_ONCE, PREFIX, *excluding)
             cursor, *rows = PAGE_OF_HASHES.run(client, *asked)
             for key, value, kind, expiry in zip(*[iter(rows)] * 4, strict=True):
                 known = value.decode() or large(client, database, key, kind.decode(), expiry)

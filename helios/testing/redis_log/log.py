@@ -21,8 +21,15 @@ UNDO = Script(
     STATE
     + """
 local run, since, scope, cursor, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local left = PREFIX .. run
-local deleted, restored, kept = 0, 0, {}
+local left, rest = PREFIX .. run, others(run)
+local deleted, restored, kept, chosen = 0, 0, {}, '0'
+
+local function at(database)
+  if chosen ~= database then
+    call('SELECT', database)
+    chosen = database
+  end
+end
 
 local function newest()
   for each = tonumber(call('HGET', left, 'scope') or '-1'), since, -1 do
@@ -46,7 +53,7 @@ end
 -- The first image of a run that was saved after this one shows what is being undone: it takes this one's content.
 local function hand_over(field, image, was, is)
   local handed = false
-  for _, id in ipairs(others(run)) do
+  for _, id in ipairs(rest) do
     local known = call('HGET', PREFIX .. id, field)
     local at = known and split(known) or '-'
     local place, later
@@ -79,40 +86,57 @@ local function put_back(key, image, is)
   end
 end
 
+call('HDEL', left, '') -- a script that has written already is not refused for want of memory
 local page = call('HSCAN', log, cursor, 'COUNT', count)
+local fields, images, gone, forgotten, seen = {}, {}, {}, {}, {}
 for i = 1, #page[2], 2 do
-  local field, image = page[2][i], read(page[2][i + 1])
+  local field = page[2][i]
+  if not seen[field] then -- a scan may show one twice
+    seen[field] = true
+    fields[#fields + 1] = field
+    images[#images + 1] = page[2][i + 1]
+  end
+end
+local all = {}
+for first = 1, #fields, 1000 do
+  local some = call('HMGET', left, unpack(fields, first, math.min(first + 999, #fields)))
+  for i, each in ipairs(some) do all[first + i - 1] = each end
+end
+
+for i, field in ipairs(fields) do
+  local image, known = read(images[i]), all[i]
   local database, key = string.match(field, '^(%d+):(.*)$')
-  local known = call('HGET', left, field)
-  local at, was
-  if known then at, was = split(known) end
-  if known and tonumber(at) > scope then
-    -- written again, in a newer scope, while this goes on: that one first
-  else
+  local scope_of, was
+  if known then scope_of, was = split(known) end
+  -- what was written again, in a newer scope, while this goes on, comes first
+  if not known or tonumber(scope_of) <= scope then
     local now = '?'
     if known then
-      call('SELECT', database)
+      at(database)
       local is = look(key, string.find(was, '^%-?%d+~') ~= nil)
-      call('SELECT', 0)
-      if hand_over(field, image, was, is) then
+      at('0')
+      if #rest > 0 and hand_over(field, image, was, is) then
         now = '?'
       elseif same(was, is) then
-        call('SELECT', database)
+        at(database)
         put_back(key, image)
-        now = look(key, false)
-        call('SELECT', 0)
-        if not image.unchanged then now = '?' end
+        if image.unchanged then now = look(key, false) end
+        at('0')
       elseif not left_by_another_run(run, field, is) and not (is == '' and not image.expiry) then
         kept[#kept + 1] = field
       end
       if image.before == '-' then
-        call('HDEL', left, field)
+        forgotten[#forgotten + 1] = field
       else
         call('HSET', left, field, image.before .. ' ' .. now)
       end
     end
-    call('HDEL', log, field)
+    gone[#gone + 1] = field
   end
+end
+for first = 1, #gone, 1000 do call('HDEL', log, unpack(gone, first, math.min(first + 999, #gone))) end
+for first = 1, #forgotten, 1000 do
+  call('HDEL', left, unpack(forgotten, first, math.min(first + 999, #forgotten)))
 end
 cursor = page[1]
 if cursor == '0' then scope = newest() end
@@ -179,7 +203,7 @@ def begin(client: Redis, run: int, owner: str) -> None:
 def refuse_unfit(server: Mapping[str, Any]) -> None:
     """Let pass only a server that can keep a log; `server` is what INFO says."""
     version = str(server.get("redis_version", "0"))
-    if int(version.split(".")[0]) < OLDEST:
+    if int(version.partition(".")[0]) < OLDEST:
         raise RecordingError(f"this Redis is {version}, too old for the undo log: use Redis 7 or newer, or Valkey")
     policy = str(server.get("maxmemory_policy", "noeviction"))
     if policy.startswith("allkeys") and int(server.get("maxmemory", 0)) > 0:
