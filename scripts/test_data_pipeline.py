@@ -126,8 +126,8 @@ def verify(subject: Subject, report: Report) -> None:
         said.extend([str(subject), f"application {subject.settings.database_application_name}"])
     with report.step("repair") as said, subject.direct() as connection:
         public = fingerprint(connection)
-        made = subject.ready(connection)
         said.extend([story.repaired(each) for each in sweep(subject)] or ["no dead run had left anything"])
+        made = subject.ready(connection)
     before, orphaned = digest(subject), names(subject)
     run = Run.begin(subject)
     try:

@@ -13,10 +13,11 @@ from sqlalchemy import Connection, Table, text
 
 from helios import db, servers
 from helios.errors import HeliosError, UnreachableError
+from helios.label.images import RUNS
 from helios.testing import redis_log, undo
 from helios.testing.audit import Unattributed
-from helios.testing.audit.rows import PostgresAudit
 from helios.testing.audit.keys import RedisAudit
+from helios.testing.audit.rows import PostgresAudit
 from helios.testing.undo import Change
 
 if TYPE_CHECKING:
@@ -136,15 +137,20 @@ class Halves:
     def undo_and_tell(self, run: int, since: Mark) -> tuple[list[Change], list[str]]:
         """Undo what a run wrote, and tell what others changed: of keys what was seen before it, of rows what after.
 
+        While other runs are at work nothing is told: what they wrote, and have undone, cannot be told apart.
+
         Raises:
             HeliosError: something could not be undone.
 
         """
-        seen = [self.keys.report()] if self.keys is not None else []
+        keys = self.keys.report() if self.keys is not None else None
         changes = self.undo([run], since)
-        if self.rows is not None:
-            seen.append(self.rows.report(undo.transactions(self.connection, run)))
-        return changes, [unattributed(each) for each in seen if each is not None]
+        rows = self.rows.report(undo.transactions(self.connection, run)) if self.rows is not None else None
+        if keys is not None and self.redis is not None and self.redis.hlen(RUNS) > 1:
+            keys = None  # they may be keys of another run, which has undone them already
+        if rows is not None and len(undo.registered(self.connection)) > 1:
+            rows = None
+        return changes, [unattributed(each) for each in (keys, rows) if each is not None]
 
     def versions(self) -> list[str]:
         """Name the servers."""

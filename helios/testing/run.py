@@ -84,8 +84,8 @@ class Run:
 
     def _begin(self) -> None:
         self.connection = self._open.enter_context(self.subject.direct())
+        self.repaired = sweep(self.subject)  # first: migrations wait for it
         self.subject.ready(self.connection)
-        self.repaired = sweep(self.subject)
         self.halves = self._open.enter_context(joined(self.subject, self.connection))
         self._open.enter_context(terminating_politely())
         with starting(self.connection, self.subject.schema):
