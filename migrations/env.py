@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
 from helios import db
-from helios.errors import HeliosError, SchemaError
+from helios.errors import HeliosError
 from helios.schema import environment, grants, migrations, operations, preparation
 from helios.schema.roles import roles_of
 from helios.settings import Settings
@@ -23,7 +23,6 @@ from helios.settings import Settings
 operations.register()
 log = logging.getLogger("helios.schema")
 
-LOG = text("SELECT to_regnamespace(quote_ident(:log)) IS NOT NULL")
 PARTITIONS = text("SELECT relname::text FROM pg_class WHERE relispartition AND relnamespace = to_regnamespace(:schema)")
 
 
@@ -75,7 +74,7 @@ def change(settings: Settings, command: str) -> None:
     schema, wait = settings.database_schema, settings.database_migration_wait
     login = db.create_migration_engine(settings)
     with preparation.alone(login, schema, wait) as connection:
-        refuse_while_an_undo_is_pending(connection, schema)
+        preparation.refuse_while_an_undo_is_pending(connection, schema)
         if command == "downgrade":
             environment.refuse_production(connection, schema, "a downgrade, which drops tables with their data,")
         roles = roles_of(settings, str(connection.scalar(text("SELECT current_database()"))))
@@ -85,25 +84,6 @@ def change(settings: Settings, command: str) -> None:
         log.info("schema %s stands at %s", schema, ", ".join(migrations.current(connection, schema)) or "its beginning")
         if settings.migration_url is None and not environment.read(connection, schema).marked:
             environment.mark(connection, schema, "development")  # an embedded server knows what it is for
-
-
-def refuse_while_an_undo_is_pending(connection: Connection, schema: str) -> None:
-    """Refuse to change tables under a test run: what it has to put back are rows of the tables as they are.
-
-    Raises:
-        SchemaError: a run is at work, or has died and waits to be swept.
-
-    """
-    if not connection.scalar(LOG, {"log": f"{schema}_undo"}):
-        return
-    from helios.testing.undo import registered  # noqa: PLC0415 - only where tests have ever run
-
-    if runs := registered(connection):
-        named = ", ".join(f"test run {run}" for run in runs)
-        raise SchemaError(
-            f"{named} in schema {schema!r} has still to undo what it wrote: wait for its end, "
-            "or, where it has died, run `helios sweep`; then migrate again"
-        )
 
 
 def run(engine: Engine, schema: str, **more: Any) -> None:  # noqa: ANN401 - Alembic's options

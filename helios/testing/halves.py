@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Table, text
 
 from helios import db, servers
 from helios.errors import HeliosError, UnreachableError
+from helios.schema.preparation import open_runs
 from helios.label.images import RUNS
 from helios.testing import redis_log, undo
 from helios.testing.audit import Unattributed
@@ -48,6 +49,7 @@ class Halves:
     connection: Connection
     redis: Redis | None
     owner: str
+    schema: str
     rows: PostgresAudit | None = None
     keys: RedisAudit | None = None
 
@@ -110,6 +112,17 @@ class Halves:
                     raise HeliosError(f"processes of test run {run} go on writing to Redis: end them, then sweep again")
         undo.close(self.connection, run)
 
+    def forget(self, run: int) -> None:
+        """Let stand what a run wrote, and take the run out of the registers.
+
+        Killed in between, rows come back and keys do not: a mirror or a cache is made again from its rows.
+        """
+        if self.redis is not None:
+            with reaching_redis():
+                redis_log.forget(self.redis, run)
+        undo.forget(self.connection, run)
+        self.close(run)
+
     def dead(self) -> list[int]:
         """List the runs that ended without undoing what they wrote.
 
@@ -120,7 +133,7 @@ class Halves:
             return dead
         with reaching_redis():
             known = set(redis_log.runs(self.redis, self.owner))
-        return sorted({*dead, *(known.difference(undo.registered(self.connection)))})
+        return sorted({*dead, *(known.difference(open_runs(self.connection, self.schema)))})
 
     def watch(self, tables: Sequence[Table]) -> None:
         """Look from now on for changes that nobody labelled makes."""
@@ -148,7 +161,7 @@ class Halves:
         rows = self.rows.report(undo.transactions(self.connection, run)) if self.rows is not None else None
         if keys is not None and self.redis is not None and self.redis.hlen(RUNS) > 1:
             keys = None  # they may be keys of another run, which has undone them already
-        if rows is not None and len(undo.registered(self.connection)) > 1:
+        if rows is not None and len(open_runs(self.connection, self.schema)) > 1:
             rows = None
         return changes, [unattributed(each) for each in (keys, rows) if each is not None]
 
@@ -177,7 +190,7 @@ def joined(subject: Subject, connection: Connection) -> Iterator[Halves]:
     """Join both sides: the PostgreSQL of a direct connection, and the Redis of the settings, if there is one."""
     owner = f"{connection.scalar(IDENTITY)}/{subject.schema}"
     client = plain_client(subject)
-    halves = Halves(connection, client, owner)
+    halves = Halves(connection, client, owner, subject.schema)
     try:
         yield halves
     finally:

@@ -148,7 +148,7 @@ class Run:
             if self.connection.invalidated:  # the server was restarted: the lease is gone, the log is not
                 self.connection.rollback()
             if not undone:
-                self.halves.close(self.id)
+                self.halves.forget(self.id)
             elif not self.kept:
                 self.scope = Scope(test=WHOLE, since=Mark())
                 self.scopes.append(self.scope)
