@@ -436,15 +436,51 @@ def test_a_project_that_is_not_helios(shop):
     result.stdout.fnmatch_lines(["undone: removed 8 (customers 8), restored 8 (*)"])
 
 
+ENV = """
+from alembic import context
+
+context.configure(connection=context.config.attributes["connection"])
+with context.begin_transaction():
+    context.run_migrations()
+"""
+REVISION = """
+from alembic import op
+
+revision, down_revision = "1", None
+
+def upgrade():
+    op.execute("CREATE TABLE customers (id serial PRIMARY KEY, name text UNIQUE)")
+    op.execute("CREATE TABLE baskets (id serial PRIMARY KEY, customer int REFERENCES customers, goods jsonb)")
+"""
+UPGRADE = """
+from alembic import command
+from alembic.config import Config
+
+def upgrade(connection):
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", "own")
+    config.set_main_option("path_separator", "os")
+    command.upgrade(config, "head")
+"""
+
+
 def test_its_workers_have_schemas_of_their_own(shop):
-    """Each worker of pytest-xdist has empty tables of its own, made by the metadata and kept for the next time."""
+    """Each worker of pytest-xdist has tables of its own, made by the project's own Alembic and kept for next time."""
+    versions = shop.pytester.mkdir("own") / "versions"
+    versions.mkdir()
+    (versions.parent / "env.py").write_text(ENV)
+    (versions / "one.py").write_text(REVISION)
+    shop.pytester.makepyfile(migrating=UPGRADE)
+    ini = "    helios_metadata = shop:Base\n    helios_migrate = migrating:upgrade\n    pythonpath = .\n"
+    shop.pytester.makeini(INI + ini)
     result = shop.run("-n", "2")
     result.assert_outcomes(passed=4)
     assert [("public",), ("public_gw0",), ("public_gw1",)] == rows(
         shop.database,
         "SELECT nspname FROM pg_namespace WHERE nspname ~ '^public' AND nspname !~ '_undo$' ORDER BY 1",
     )
-    assert {"0"} == {each.rpartition(" ")[2] for each in content(shop.database, "public_gw0").values()}
+    counts = {name.split(".")[1]: each.split()[1] for name, each in content(shop.database, "public_gw0").items()}
+    assert {"alembic_version": "1", "baskets": "0", "customers": "0"} == counts
 
 
 def test_workers_that_share_a_schema(inner):
