@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Connection, Table, text
+from sqlalchemy.exc import DBAPIError
 
 from helios import db, servers
 from helios.errors import HeliosError, UnreachableError
-from helios.schema.preparation import open_runs
 from helios.label.images import RUNS
+from helios.schema.preparation import open_runs
 from helios.testing import redis_log, undo
 from helios.testing.audit import Unattributed
 from helios.testing.audit.keys import RedisAudit
@@ -28,9 +29,9 @@ IDENTITY = text("""
     SELECT (SELECT system_identifier FROM pg_control_system()) || '/'
            || (SELECT oid FROM pg_database WHERE datname = current_database())
 """)
-MIRRORS = "helios:"  # what the relay writes; it sets that right by itself
 TRIES = 100
 SHOWN = 4  # tables or keys named in a line
+DATABASE = text("SELECT current_database()::text")
 VERSION = text("SELECT 'PostgreSQL ' || current_setting('server_version')")
 
 
@@ -50,6 +51,7 @@ class Halves:
     redis: Redis | None
     owner: str
     schema: str
+    mirrors: str = ""
     rows: PostgresAudit | None = None
     keys: RedisAudit | None = None
 
@@ -79,6 +81,8 @@ class Halves:
                 changes += undo.undo(self.connection, chosen, since.postgres)
         except HeliosError as error:
             failures.append(str(error))
+        except DBAPIError as error:
+            failures.append(f"PostgreSQL said: {' '.join(str(error.orig).split())}")
         try:
             changes += self.undo_keys(chosen, since.redis)
         except HeliosError as error:
@@ -139,7 +143,7 @@ class Halves:
         """Look from now on for changes that nobody labelled makes."""
         self.rows = PostgresAudit(self.connection, [each for each in tables if not each.info.get("bookkeeping")])
         if self.redis is not None:
-            self.keys = RedisAudit(self.redis, excluding=[MIRRORS])
+            self.keys = RedisAudit(self.redis, excluding=[self.mirrors])
 
     def watch_anew(self) -> None:
         """Forget what was seen."""
@@ -190,7 +194,9 @@ def joined(subject: Subject, connection: Connection) -> Iterator[Halves]:
     """Join both sides: the PostgreSQL of a direct connection, and the Redis of the settings, if there is one."""
     owner = f"{connection.scalar(IDENTITY)}/{subject.schema}"
     client = plain_client(subject)
-    halves = Halves(connection, client, owner, subject.schema)
+    # what the relay writes is none of the kit's business: it sets that right by itself
+    mirrors = f"helios:{connection.scalar(DATABASE)}.{subject.schema}:"
+    halves = Halves(connection, client, owner, subject.schema, mirrors)
     try:
         yield halves
     finally:

@@ -1,7 +1,7 @@
 """The kit's own proof, and its users': a hash of every row of every table, and of every key with its expiry."""
 
 from helios.testing import redis_log, undo
-from helios.testing.halves import MIRRORS, joined, reaching_redis
+from helios.testing.halves import joined, reaching_redis
 from helios.testing.subject import Subject, subject_of
 
 
@@ -15,7 +15,7 @@ def digest(subject: Subject | None = None) -> dict[str, str]:
         found = {f"table {name}": value for name, value in undo.digest(connection, subject.tables).items()}
         if halves.redis is not None:
             with reaching_redis():
-                keys = redis_log.digest(halves.redis, excluding=[MIRRORS])
+                keys = redis_log.digest(halves.redis, excluding=[halves.mirrors])
             found |= {f"key {name}": value for name, value in keys.items()}
     return found
 
