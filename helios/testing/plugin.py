@@ -136,7 +136,7 @@ def helios_rollback_session(helios_run: Run) -> Iterator[Session]:
 @pytest.fixture
 def helios_async_session(helios_run: Run) -> async_sessionmaker[AsyncSession]:
     """What makes asynchronous sessions, each for an `async with`; their commits are undone."""
-    return helios_run.async_sessions()
+    return helios_run.async_sessions
 
 
 @pytest.fixture

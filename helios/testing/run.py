@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, NullPool
@@ -170,8 +171,9 @@ class Run:
                 yield session
             transaction.rollback()
 
+    @cached_property
     def async_sessions(self) -> async_sessionmaker[AsyncSession]:
-        """Make a factory of asynchronous sessions; each opens a connection of its own, for the loop it is used in."""
+        """A factory of asynchronous sessions; each opens a connection of its own, for the loop it is used in."""
         engine = db.create_async_engine(self.subject.settings, poolclass=NullPool)
         factory = db.create_async_session_factory(engine)
         self.tracker.follow(factory)
