@@ -21,6 +21,7 @@ from helios.testing.audit import Unattributed
 from helios.testing.audit.keys import RedisAudit
 from helios.testing.audit.rows import PostgresAudit
 from helios.testing.undo import Change
+from helios.testing.undo.forgetting import forget
 
 if TYPE_CHECKING:
     from helios.testing.subject import Subject
@@ -124,7 +125,7 @@ class Halves:
         if self.redis is not None:
             with reaching_redis():
                 redis_log.forget(self.redis, run)
-        undo.forget(self.connection, run)
+        forget(self.connection, run)
         self.close(run)
 
     def dead(self) -> list[int]:
@@ -162,7 +163,7 @@ class Halves:
         """
         keys = self.keys.report() if self.keys is not None else None
         changes = self.undo([run], since)
-        rows = self.rows.report(undo.transactions(self.connection, run)) if self.rows is not None else None
+        rows = self.rows.report(undo.transactions(self.connection, run, since.postgres)) if self.rows is not None else None
         if keys is not None and self.redis is not None and self.redis.hlen(RUNS) > 1:
             keys = None  # they may be keys of another run, which has undone them already
         if rows is not None and len(open_runs(self.connection, self.schema)) > 1:
