@@ -1,0 +1,1 @@
+"""The testing kit: tests that leave nothing behind in PostgreSQL and Redis."""
