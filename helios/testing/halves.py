@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from redis import Redis
@@ -79,7 +79,8 @@ class Halves:
         failures, changes = [], []
         try:
             with db.reaching(self.connection.engine.url):
-                changes += undo.undo(self.connection, chosen, since.postgres)
+                found = undo.undo(self.connection, chosen, since.postgres)
+                changes += [replace(each, table=each.table.rpartition(".")[2].strip('"')) for each in found]
         except HeliosError as error:
             failures.append(str(error))
         except DBAPIError as error:
@@ -163,7 +164,9 @@ class Halves:
         """
         keys = self.keys.report() if self.keys is not None else None
         changes = self.undo([run], since)
-        rows = self.rows.report(undo.transactions(self.connection, run, since.postgres)) if self.rows is not None else None
+        rows = (
+            self.rows.report(undo.transactions(self.connection, run, since.postgres)) if self.rows is not None else None
+        )
         if keys is not None and self.redis is not None and self.redis.hlen(RUNS) > 1:
             keys = None  # they may be keys of another run, which has undone them already
         if rows is not None and len(open_runs(self.connection, self.schema)) > 1:
