@@ -2,7 +2,7 @@
 # make test    a fresh clone to a green suite (WORKERS=... processes, each with servers of its own; TESTS=... for pytest)
 # make check   types, lint, layers
 # make bench   loading and queries beside their peers: tables, and JSON in bench.json (FILES=... for files of your own)
-# make chaos   the long runs: servers, migrations and loads killed again and again
+# make chaos   the long runs: servers, migrations, loads and test runs killed again and again
 # make clean   remove what these made
 #
 # Needs Python 3.11 or newer with its venv module, and make; PYTHON=... chooses another Python.
@@ -10,6 +10,7 @@
 FILES ?=
 KILLS ?= 50
 LOADS ?= 200
+RUNS ?= 500
 BENCH ?= --json bench.json
 WORKERS ?= 2
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -31,6 +32,7 @@ chaos: .venv/developing
 	@.venv/bin/python tests/chaos_servers.py $(KILLS)
 	@HELIOS_KILLS=$(KILLS) .venv/bin/python -m pytest tests/test_migrations.py -k "killed" $(TESTS)
 	@PYTHONPATH=scripts .venv/bin/python tests/chaos_backfill.py $(LOADS)
+	@.venv/bin/python tests/chaos_undo.py $(RUNS)
 
 bench: .venv/benchmarking
 	@.venv/bin/python -m benchmarks $(BENCH) $(FILES)

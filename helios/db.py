@@ -4,7 +4,7 @@ Every statement names its schema, so no connection carries state, and a transact
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ def create_engine(settings: Settings | None = None, *, labelled: bool = True, **
     settings = settings or Settings.from_environment()
     url = database_url(settings)
     arguments = {"connect_args": connect_args(settings, url)}
-    engine = create_sqlalchemy_engine(url, **{**pool(settings), **arguments, **options})
+    engine = create_sqlalchemy_engine(url, **{**pool(settings, options), **arguments, **options})
     if labelled:
         label.permitted_run(settings.helios_environment)
         engines.follow(engine, settings.helios_environment)
@@ -102,7 +102,7 @@ def create_async_engine(settings: Settings | None = None, **options: Any) -> "As
     url = database_url(settings).set(drivername="postgresql+psycopg")
     # prepared statements belong to a server connection, which a transaction-mode pooler shares between clients
     arguments = {**connect_args(settings, url), "prepare_threshold": None}
-    engine = create_sqlalchemy_async_engine(url, **{**pool(settings), "connect_args": arguments, **options})
+    engine = create_sqlalchemy_async_engine(url, **{**pool(settings, options), "connect_args": arguments, **options})
     label.permitted_run(settings.helios_environment)
     engines.follow(engine.sync_engine, settings.helios_environment)
     return engine
@@ -178,8 +178,13 @@ def redis_args(settings: Settings) -> dict[str, Any]:
     return {"socket_timeout": settings.redis_timeout, "socket_connect_timeout": settings.redis_timeout}
 
 
-def pool(settings: Settings) -> dict[str, Any]:
-    """Give the pool's options; connections are checked before use, because servers restart and firewalls forget."""
+def pool(settings: Settings, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the pool's options; connections are checked before use, because servers restart and firewalls forget.
+
+    A kind of pool that the caller chose has options of its own.
+    """
+    if "poolclass" in options:
+        return {}
     return {
         "pool_size": settings.database_pool_size,
         "max_overflow": settings.database_pool_overflow,

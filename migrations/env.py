@@ -74,6 +74,7 @@ def change(settings: Settings, command: str) -> None:
     schema, wait = settings.database_schema, settings.database_migration_wait
     login = db.create_migration_engine(settings)
     with preparation.alone(login, schema, wait) as connection:
+        preparation.refuse_while_an_undo_is_pending(connection, schema)
         if command == "downgrade":
             environment.refuse_production(connection, schema, "a downgrade, which drops tables with their data,")
         roles = roles_of(settings, str(connection.scalar(text("SELECT current_database()"))))

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import kit
 import pytest
 from installation import COPIED, Run, made, upgrade, use
 from own_servers import end, postgres
@@ -17,7 +18,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 from tables import PARENTS, insert
 
-from helios import cli, servers
+from helios import cli, schema, servers
+from helios.schema import environment
 from helios.settings import Settings
 
 # A pytest that a test starts is no worker of this run, and must not take itself for one.
@@ -192,3 +194,23 @@ def helios(
         return int(end.value.code or 0), said.out, said.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def kept_database(cluster: URL, valkey: URL) -> Iterator[URL]:
+    """A database marked test that holds real rows, beside real keys: what is there has to be there after each test."""
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    admin = create_engine(cluster, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f'CREATE DATABASE "{name}"'))
+    url = cluster.set(database=name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+        patch.delenv("DATABASE_MIGRATION_URL", raising=False)
+        schema.upgrade()
+    with create_engine(url, poolclass=NullPool).begin() as connection:
+        environment.mark(connection, "helios_trading", "test")
+    kit.seed(url, valkey)
+    yield url
+    with admin.connect() as connection:
+        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))

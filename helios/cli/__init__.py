@@ -25,6 +25,8 @@ COMMANDS = {
     "quality": "helios.cli.quality",
     "retain": "helios.cli.retain",
     "mirror": "helios.cli.mirror",
+    "sweep": "helios.cli.leftovers",
+    "orphans": "helios.cli.leftovers",
     "doctor": "helios.cli.doctor",
 }
 

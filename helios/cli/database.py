@@ -50,25 +50,34 @@ def grants(*, sql: bool, as_json: bool) -> None:
         show(rows, as_json=as_json, nothing="nothing is missing")
 
 
+schema_option = click.option(
+    "--schema",
+    metavar="NAME",
+    help="Another schema than Helios's own, such as that of a project that uses the testing kit.",
+)
+
+
 @click.group(invoke_without_command=True, epilog="Example: helios environment set test")
 @click.pass_context
+@schema_option
 @json_option
-def environment(context: click.Context, *, as_json: bool) -> None:
+def environment(context: click.Context, *, schema: str | None, as_json: bool) -> None:
     """Show what this database is for: development, test or production."""
     if context.invoked_subcommand is not None:
         return
     settings = Settings.from_environment()
     with db.connect(db.create_migration_engine(settings)) as connection:
-        found = marker.read(connection, settings.database_schema)
-    row = {"schema": settings.database_schema, "environment": found.environment, "because": found.reason}
+        found = marker.read(connection, schema or settings.database_schema)
+    row = {"schema": schema or settings.database_schema, "environment": found.environment, "because": found.reason}
     show([row], as_json=as_json, nothing="")
 
 
 @environment.command("set", epilog="Example: helios environment set production")
 @click.argument("name", type=click.Choice(ENVIRONMENTS))
-def set_environment(name: Environment) -> None:
+@schema_option
+def set_environment(name: Environment, schema: str | None) -> None:
     """Mark this database, on this server, as NAME."""
     settings = Settings.from_environment()
     with db.connect(db.create_migration_engine(settings)) as connection:
-        marker.mark(connection, settings.database_schema, name)
-    talk().print(f"schema {settings.database_schema} is marked {name}")
+        marker.mark(connection, schema or settings.database_schema, name)
+    talk().print(f"schema {schema or settings.database_schema} is marked {name}")

@@ -15,6 +15,9 @@ from helios.errors import HeliosError
 from helios.schema import environment, grants, migrations
 from helios.schema.roles import roles_of, shared_elsewhere
 from helios.settings import Settings, masked
+from helios.testing import undo
+from helios.testing.orphans import Rows, links_of
+from helios.testing.subject import subject_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,7 @@ def examine_schema(connection: Connection, settings: Settings) -> Iterator[Findi
             partitions,
             instruments_are_there,
             positions_are_sums,
+            leftovers,
             sizes,
         )
         for check in checks:
@@ -167,6 +171,17 @@ def positions_are_sums(connection: Connection, _settings: Settings) -> Finding:
         )
         return Finding(check="positions", ok=False, found=found, remedy="read the account's trades from the exchange")
     return Finding(check="positions", ok=True, found="each equals the sum of its fills")
+
+
+def leftovers(connection: Connection, _settings: Settings) -> Finding:
+    """No test run died without its traces being undone; what looks like test data is counted, which is no proof."""
+    tables = subject_of().metadata
+    rows = list(Rows(connection, tables, links_of(tables)).find())
+    suspects = f"{len(rows)} rows look like test data (helios orphans)" if rows else "no row looks like test data"
+    if dead := undo.dead(connection):
+        found = f"{len(dead)} test runs died and left what they wrote; {suspects}"
+        return Finding(check="leftovers", ok=False, found=found, remedy="helios sweep")
+    return Finding(check="leftovers", ok=True, found=f"no dead test run; {suspects}")
 
 
 def sizes(connection: Connection, settings: Settings) -> Finding:

@@ -58,6 +58,7 @@ HOLDERS = text("""
         WHERE granted AND relkind IN ('r', 'p') AND relnamespace = to_regnamespace(current_schema())
     )
 """)
+LOG = text("SELECT to_regclass(format('%I._runs', CAST(:log AS text)))::text")
 LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
 
 
@@ -87,6 +88,29 @@ def alone(engine: Engine, schema: str, wait: float) -> Iterator[Connection]:
                 told = True
             time.sleep(0.1)
         yield connection
+
+
+def open_runs(connection: Connection, schema: str) -> list[int]:
+    """List the test runs that have still to undo what they wrote in a schema, whether they live or have died."""
+    log = connection.scalar(LOG, {"log": f"{schema}_undo"})
+    if log is None:
+        return []
+    return list(connection.scalars(text(f"SELECT id FROM {log} WHERE NOT closed ORDER BY began, id")))
+
+
+def refuse_while_an_undo_is_pending(connection: Connection, schema: str) -> None:
+    """Refuse to change tables under a test run: what it has to put back are rows of the tables as they are.
+
+    Raises:
+        SchemaError: a run is at work, or has died and waits to be swept.
+
+    """
+    if runs := open_runs(connection, schema):
+        named = ", ".join(f"test run {run}" for run in runs)
+        raise SchemaError(
+            f"{named} in schema {schema!r} has still to undo what it wrote: wait for its end, "
+            "or, where it has died, run `helios sweep`; then migrate again"
+        )
 
 
 def migrator(connection: Connection, schema: str) -> str | None:

@@ -15,6 +15,6 @@ A user with restricted rights needs `~helios:undo:*` and database 0, and to read
 """
 
 from helios.testing.redis_log.digesting import digest
-from helios.testing.redis_log.log import Change, begin, close, mark, runs, undo
+from helios.testing.redis_log.log import Change, begin, close, forget, mark, runs, undo
 
-__all__ = ["Change", "begin", "close", "digest", "mark", "runs", "undo"]
+__all__ = ["Change", "begin", "close", "digest", "forget", "mark", "runs", "undo"]

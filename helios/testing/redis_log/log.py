@@ -171,6 +171,14 @@ if redis.call('EXISTS', '{RUNS}') == 0 then redis.call('UNLINK', '{SEQUENCE}') e
 return 0
 """)
 
+# What a run wrote stands from here on, and the run can be closed.
+FORGET = Script(f"""
+local scope = redis.call('HGET', '{PREFIX}' .. ARGV[1], 'scope')
+if not scope then return 0 end
+for each = tonumber(scope), 0, -1 do redis.call('UNLINK', '{PREFIX}' .. ARGV[1] .. ':' .. each) end
+return 1
+""")
+
 RUNS_AND_OWNERS = Script(f"return redis.call('HGETALL', '{RUNS}')")
 
 
@@ -245,6 +253,11 @@ def undo(client: Redis, run: int, since: int = 0) -> list[Change]:
 def close(client: Redis, run: int) -> int:
     """End a run, and give 0; or how many images are left to undo, and then it goes on."""
     return int(CLOSE.run(client, run))
+
+
+def forget(client: Redis, run: int) -> None:
+    """Let stand what a run wrote: its images are dropped, so that nothing of it is undone."""
+    FORGET.run(client, run)
 
 
 def runs(client: Redis, owner: str) -> list[int]:

@@ -1,0 +1,249 @@
+"""Installing the log: which tables it follows, what it refuses, and what has changed since the last time."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Any
+
+from sqlalchemy import Connection, Row, Table, text
+
+from helios.errors import HeliosError, RightsError, SchemaError
+from helios.schema.environment import refuse_production
+from helios.testing.undo.blocking import patiently
+from helios.testing.undo.place import REMEMBERED, log_of, present, quoted, run, transaction
+
+PARTS = ("registry.sql", "follow.sql", "steps.sql", "undo.sql")
+FORGOTTEN = ("alembic_version",)  # written by migrations, which no test run undoes
+PATIENCE = 10.0  # seconds for the locks that triggers need
+
+LOOK = text("""
+    SELECT c.oid, wanted.schema, wanted.name, c.relkind IN ('r', 'p') AS is_table, c.relispartition AS is_partition,
+           pg_get_userbyid(c.relowner)::text AS owner,
+           EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisprimary) AS has_key,
+           EXISTS (SELECT FROM pg_index JOIN pg_attribute ON attrelid = c.oid AND attnum = ANY (indkey)
+                   WHERE indrelid = c.oid AND indisprimary AND attgenerated <> '') AS has_generated_key,
+           EXISTS (SELECT FROM pg_rewrite WHERE ev_class = c.oid) AS has_rules,
+           NOT c.relispartition AND EXISTS (
+                   SELECT FROM pg_inherits JOIN pg_class AS parent ON parent.oid = inhparent
+                   WHERE inhrelid = c.oid OR inhparent = c.oid AND parent.relkind = 'r') AS inherits,
+           (SELECT min(tgname)::text FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal
+                   AND tgtype & 1 = 1 AND tgtype & 2 = 2 AND tgname > '~helios_9' COLLATE "C") AS later_trigger
+    FROM unnest(CAST(:schemas AS text[]), CAST(:names AS text[])) AS wanted (schema, name)
+    LEFT JOIN pg_namespace AS n ON n.nspname = wanted.schema
+    LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = wanted.name
+    ORDER BY wanted.schema, wanted.name
+""")
+OWNER = text("""
+    SELECT pg_get_userbyid(nspowner)::text AS owner, current_user::text AS login,
+           CASE WHEN current_setting('server_version_num')::int >= 160000 THEN pg_has_role(nspowner, 'SET')
+                ELSE pg_has_role(nspowner, 'MEMBER') END AS acts,
+           has_database_privilege(current_database(), 'CREATE') AS creates,
+           has_database_privilege(nspowner, current_database(), 'CREATE') AS owner_creates,
+           current_database()::text AS database
+    FROM pg_namespace WHERE nspname = :schema
+""")
+OWNS = text("SELECT pg_has_role(CAST(:role AS name), CAST(:owner AS name), 'USAGE')")
+VERSION = text("SELECT obj_description(to_regnamespace(quote_ident(:log)), 'pg_namespace')")
+DONE = """
+    SELECT tables.rel FROM {log}._tables AS tables
+    WHERE tables.rel = ANY (%(wanted)s) AND tables.shape = {log}._shape_of(tables.rel)
+      AND NOT EXISTS (
+        SELECT FROM (SELECT tables.rel AS oid UNION SELECT relid FROM pg_partition_tree(tables.rel::regclass)) AS part
+        WHERE (SELECT count(*) FROM pg_trigger WHERE tgrelid = part.oid AND tgenabled = 'A' AND tgname = ANY (
+                   ARRAY['!helios_guard', '~helios_1_rows', '~helios_2_hold', '~helios_inserted',
+                         '~helios_truncated'])) < 5)
+"""
+
+
+def bookkeeping(table: Table) -> bool:
+    """Tell whether a table is Helios's own bookkeeping, which is outside of log and digest."""
+    return bool(table.info.get("bookkeeping")) or table.name in FORGOTTEN
+
+
+def install(connection: Connection, schema: str, tables: Iterable[Table]) -> None:
+    """Follow these tables from now on; what is followed already as it looks now is left alone.
+
+    Args:
+        connection: in autocommit, of a role that is, or may become, the schema's owner.
+        schema: names the log, `<schema>_undo`, and its owner.
+        tables: of any metadata and of several schemas; bookkeeping is left out, partitions come with their table.
+
+    Raises:
+        EnvironmentRefusedError: one of the schemas is production, or not marked.
+        SchemaError: a table is not there, or cannot be followed.
+        RightsError: the role may not install triggers, or not make the log's schema.
+
+    """
+    default = connection.dialect.default_schema_name or "public"
+    wanted = sorted({(each.schema or default, each.name) for each in tables if not bookkeeping(each)})
+    for each in sorted({schema, *(name for name, _ in wanted)}):
+        refuse_production(connection, each, "installing an undo log, which adds triggers to tables,")
+    found = list(
+        connection.execute(LOOK, {"schemas": [space for space, _ in wanted], "names": [name for _, name in wanted]})
+    )
+    for row in found:
+        refuse(row)
+    log = log_of(schema)
+    connection.info[REMEMBERED] = log
+    if not up_to_date(connection, log, found):
+        patiently(connection, PATIENCE, f"installing {log}", lambda wait: follow(connection, schema, log, found, wait))
+
+
+def refuse(row: Row[Any]) -> None:
+    """Refuse by name what cannot be undone exactly.
+
+    Raises:
+        SchemaError: the table cannot be followed; the message says why.
+
+    """
+    name = f"{row.schema}.{row.name}"
+    reasons = {
+        "is not there: migrate first": row.oid is None,
+        "is no table: only tables can be undone": row.oid is not None and not row.is_table,
+        "is a partition: name the table it belongs to, and it is followed as well": row.is_partition,
+        "has no primary key, so its rows cannot be told apart: give it one, or leave it out": row.has_key is False,
+        "has a generated column in its primary key, which triggers cannot see: leave it out": row.has_generated_key,
+        "has rules, which rewrite what an undo does: leave it out": row.has_rules,
+        "inherits, or is inherited from: use partitions, or leave it out": row.inherits,
+        f"has a trigger {row.later_trigger!r} that would run after the log's: rename it": row.later_trigger is not None,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise SchemaError(f"the undo log cannot follow {name}: it {reason}")
+
+
+def sources() -> list[str]:
+    """Read the SQL that makes the log."""
+    return [(files("helios.testing.undo") / each).read_text() for each in PARTS]
+
+
+def version() -> str:
+    """Tell which SQL made the log."""
+    return "helios undo log " + hashlib.sha256("".join(sources()).encode()).hexdigest()[:12]
+
+
+def up_to_date(connection: Connection, log: str, found: Sequence[Row[Any]]) -> bool:
+    """Look without a lock whether all is there."""
+    if connection.scalar(VERSION, {"log": log}) != version():
+        return False
+    statement = DONE.format(log=quoted(connection, log))
+    wanted = [row.oid for row in found]
+    done = connection.exec_driver_sql(statement, {"wanted": wanted}).scalars()
+    return set(wanted) == set(done)
+
+
+def follow(connection: Connection, schema: str, log: str, found: Sequence[Row[Any]], wait: float) -> None:
+    """Make the log's schema, functions, tables and triggers, in one transaction and as the schema's owner."""
+    with transaction(connection):
+        run(connection, f"SET LOCAL lock_timeout = {round(wait * 1000)}")
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": f"helios undo log {log}"}
+        )
+        become_owner(connection, schema, log, found)
+        run(connection, f"SET LOCAL search_path TO {quoted(connection, log)}, pg_temp")
+        if connection.scalar(VERSION, {"log": log}) != version():
+            make_functions(connection, log)
+        forget_dropped(connection)
+        for row in found:
+            connection.execute(text("SELECT _follow(:rel), _watch(:rel)"), {"rel": row.oid})
+        connection.execute(text("SELECT _finish()"))
+
+
+def become_owner(connection: Connection, schema: str, log: str, found: Sequence[Row[Any]]) -> None:
+    """Take the role that owns the schema for this transaction, and see that it owns the log's schema too.
+
+    Raises:
+        RightsError: this login may not; the message says what helps.
+
+    """
+    facts = connection.execute(OWNER, {"schema": schema}).one()
+    quote = connection.dialect.identifier_preparer.quote_identifier
+    if not facts.acts:
+        raise RightsError(
+            f"role {facts.login!r} may not install the undo log of schema {schema!r}: "
+            f"use a login that is a member of its owner {facts.owner!r}, in DATABASE_MIGRATION_URL"
+        )
+    exists = connection.scalar(text("SELECT to_regnamespace(quote_ident(:log)) IS NOT NULL"), {"log": log})
+    if not exists and not (facts.creates or facts.owner_creates):
+        raise RightsError(
+            f"role {facts.login!r} may not create schema {log!r} in database {facts.database!r}; as the database's "
+            f"owner run: CREATE SCHEMA {quote(log)} AUTHORIZATION {quote(facts.owner)};"
+        )
+    if not exists and facts.creates:
+        run(connection, f"CREATE SCHEMA {quote(log)} AUTHORIZATION {quote(facts.owner)}")
+    run(connection, f"SET LOCAL ROLE {quote(facts.owner)}")
+    if not exists and not facts.creates:
+        run(connection, f"CREATE SCHEMA {quote(log)}")
+    for row in found:
+        if not connection.scalar(OWNS, {"role": facts.owner, "owner": row.owner}):
+            raise RightsError(
+                f"role {facts.owner!r} may not install triggers on {row.schema}.{row.name}, which {row.owner!r} owns; "
+                f"run: GRANT {quote(row.owner)} TO {quote(facts.owner)};"
+            )
+
+
+def make_functions(connection: Connection, log: str) -> None:
+    """Make what all tables share, anew where another version of Helios made it.
+
+    Raises:
+        SchemaError: runs of the other version are not undone yet.
+
+    """
+    if present(connection, log):
+        if connection.scalar(text("SELECT count(*) FROM _runs")):
+            raise SchemaError(
+                f"schema {log!r} was made by another version of Helios and holds runs that are not undone: "
+                "let them end, or run `helios sweep` with that version first"
+            )
+        remove_objects(connection, log)
+        run(connection, f"SET LOCAL search_path TO {quoted(connection, log)}, pg_temp")
+    run(connection, "SET LOCAL check_function_bodies TO off")  # they name each other
+    for each in sources():
+        run(connection, each)
+    run(connection, f"REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {quoted(connection, log)} FROM PUBLIC")
+    run(connection, f"COMMENT ON SCHEMA {quoted(connection, log)} IS '{version()}'")
+
+
+def remove_objects(connection: Connection, log: str) -> None:
+    """Drop everything in the log's schema, triggers that call it included."""
+    statement = text("""
+        SELECT format('DROP %s IF EXISTS %s CASCADE', kind, name) FROM (
+            SELECT 'TABLE' AS kind, oid::regclass::text AS name FROM pg_class
+            WHERE relnamespace = to_regnamespace(quote_ident(:log)) AND relkind = 'r'
+            UNION ALL
+            SELECT 'SEQUENCE', oid::regclass::text FROM pg_class
+            WHERE relnamespace = to_regnamespace(quote_ident(:log)) AND relkind = 'S'
+            UNION ALL
+            SELECT 'FUNCTION', oid::regprocedure::text FROM pg_proc
+            WHERE pronamespace = to_regnamespace(quote_ident(:log))
+            UNION ALL
+            SELECT 'TYPE', oid::regtype::text FROM pg_type
+            WHERE typnamespace = to_regnamespace(quote_ident(:log)) AND typname = '_change'
+        ) AS each
+    """)
+    for each in connection.scalars(statement, {"log": log}).all():
+        run(connection, each)
+
+
+def forget_dropped(connection: Connection) -> None:
+    """Forget tables that are gone from the database, with their logs: there is nothing to restore them to."""
+    gone = text("DELETE FROM _tables WHERE NOT EXISTS (SELECT FROM pg_class WHERE oid = rel) RETURNING log, plan")
+    for row in connection.execute(gone):
+        run(connection, f"DROP TABLE IF EXISTS {row.log}, {row.plan}")
+
+
+def remove(connection: Connection, schema: str) -> None:
+    """Take the log and its triggers out again.
+
+    Raises:
+        HeliosError: runs are not undone yet.
+
+    """
+    log = log_of(schema)
+    if not present(connection, log):
+        return
+    with transaction(connection):
+        if connection.exec_driver_sql(f"SELECT count(*) FROM {quoted(connection, log)}._runs").scalar():
+            raise HeliosError(f"schema {log!r} holds runs that are not undone: run `helios sweep` first")
+        remove_objects(connection, log)
+        run(connection, f"DROP SCHEMA {quoted(connection, log)}")

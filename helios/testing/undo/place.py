@@ -1,0 +1,70 @@
+"""Where the log of a schema lies, and a transaction on a connection in autocommit."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, text
+
+from helios.errors import HeliosError
+
+LONGEST_NAME = 63  # bytes
+CURRENT = text("SELECT current_schema()")
+PRESENT = text("SELECT to_regclass(format('%I._runs', CAST(:log AS text))) IS NOT NULL")
+REMEMBERED = "helios undo log"  # in connection.info, which lives as long as the driver's connection
+
+
+def log_of(schema: str) -> str:
+    """Name the schema that holds the log of a schema's tables; a long name ends in a hash."""
+    name = f"{schema}_undo"
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    ending = f"_{hashlib.sha256(schema.encode()).hexdigest()[:8]}_undo"
+    return schema.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
+
+
+def log_on(connection: Connection, schema: str | None = None) -> str:
+    """Name the log to work on: of the schema given, else of the one installed on this connection, else the current."""
+    if schema is not None:
+        return log_of(schema)
+    if REMEMBERED not in connection.info:
+        connection.info[REMEMBERED] = log_of(str(connection.scalar(CURRENT)))
+    return str(connection.info[REMEMBERED])
+
+
+def present(connection: Connection, log: str) -> bool:
+    """Tell whether the log is installed."""
+    return bool(connection.scalar(PRESENT, {"log": log}))
+
+
+def quoted(connection: Connection, name: str) -> str:
+    """Quote an identifier."""
+    return connection.dialect.identifier_preparer.quote_identifier(name)
+
+
+def run(connection: Connection, statement: str) -> None:
+    """Run SQL as it stands, of one statement or of many."""
+    connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+@contextmanager
+def transaction(connection: Connection, beginning: str = "BEGIN") -> Iterator[None]:
+    """Make one transaction of several statements, on a connection that otherwise commits each.
+
+    Raises:
+        HeliosError: the connection is not in autocommit.
+
+    """
+    if not connection.connection.driver_connection.autocommit:  # type: ignore[union-attr] # psycopg2's
+        raise HeliosError(
+            "the undo log works on a connection in autocommit: "
+            'use engine.connect().execution_options(isolation_level="AUTOCOMMIT")'
+        )
+    run(connection, beginning)
+    try:
+        yield
+    except BaseException:
+        if not connection.invalidated:
+            run(connection, "ROLLBACK")
+        raise
+    run(connection, "COMMIT")

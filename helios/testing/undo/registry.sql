@@ -1,0 +1,171 @@
+-- What the log knows beside the images: its runs, the tables it follows, and who writes on behalf of a run.
+-- Run with search_path set to the log's schema, then pg_temp; each function keeps that path as its own.
+
+CREATE TABLE IF NOT EXISTS _runs (
+    id bigint PRIMARY KEY,
+    began timestamptz NOT NULL DEFAULT now(),
+    closed boolean NOT NULL DEFAULT false
+);
+COMMENT ON TABLE _runs IS 'Test runs that may have written something; one whose advisory lock is free is dead';
+
+CREATE SEQUENCE IF NOT EXISTS _steps;
+
+CREATE TABLE IF NOT EXISTS _undos (
+    run bigint NOT NULL,
+    step bigint NOT NULL DEFAULT nextval('_steps'),
+    xact xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    known bigint[] NOT NULL DEFAULT '{}',
+    PRIMARY KEY (run, step)
+);
+CREATE INDEX IF NOT EXISTS _undos_xact ON _undos (xact);
+COMMENT ON TABLE _undos IS
+    'Undos, which write on behalf of a run: the xmin of a row here is the xmin of the rows that undo restored';
+
+CREATE TABLE IF NOT EXISTS _tables (
+    rel oid PRIMARY KEY,
+    name text NOT NULL,            -- quoted, with its schema
+    log text NOT NULL,             -- the table of its images, quoted, with its schema
+    plan text NOT NULL,            -- what an undo intends with each key, quoted, with its schema
+    columns text[] NOT NULL,       -- those that can be written
+    keys text[] NOT NULL,          -- the primary key's columns
+    equals text[] NOT NULL,        -- their operators
+    fixed text[] NOT NULL,         -- GENERATED ALWAYS AS IDENTITY: an UPDATE cannot set them
+    attributes text NOT NULL,      -- a digest of the columns: the guard compares it
+    shape text NOT NULL,           -- a digest of what the functions were made from: an undo compares it
+    referenced boolean NOT NULL,   -- a foreign key points here
+    plain boolean NOT NULL,        -- every foreign key that would cascade from here leads to a table of the log
+    rank integer                   -- tables that refer to others have a lower one; NULL in a circle
+);
+
+-- What has to hold between the tables when an undo is over: functions that take out of its plan what would break it.
+CREATE TABLE IF NOT EXISTS _checks (name text PRIMARY KEY, rel oid NOT NULL, other oid NOT NULL);
+
+CREATE OR REPLACE FUNCTION _lease(run bigint) RETURNS bigint
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT hashtextextended('helios test run in ' || current_schema(), run)
+$$;
+
+CREATE OR REPLACE FUNCTION _writers(run bigint) RETURNS bigint
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT hashtextextended('helios writers in ' || current_schema(), run)
+$$;
+
+CREATE OR REPLACE FUNCTION begin_run(run bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    -- The lease first: a run that others can see is never without it.
+    IF NOT pg_try_advisory_lock(_lease(run)) THEN
+        RAISE lock_not_available USING MESSAGE = format('test run %s is alive in another session', run);
+    END IF;
+    INSERT INTO _runs (id) VALUES (run);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION mark_run(run bigint, patience integer) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM set_config('lock_timeout', patience::text, true);
+    -- Waits until the run's open transactions are over, so that none lies on both sides of the mark.
+    PERFORM pg_advisory_xact_lock(_writers(run));
+    RETURN nextval('_steps');
+END
+$$;
+
+CREATE OR REPLACE FUNCTION close_run(run bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM _touched(ARRAY[run], 0)) THEN
+        DELETE FROM _runs WHERE id = run;
+        DELETE FROM _undos AS u WHERE u.run = close_run.run;
+    END IF;
+    PERFORM pg_advisory_unlock(_lease(run)) FROM pg_locks
+    WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND objsubid = 1
+      AND (classid::bigint << 32) + objid::bigint = _lease(run);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION dead_runs() RETURNS SETOF bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    run bigint;
+BEGIN
+    FOR run IN SELECT id FROM _runs ORDER BY began, id LOOP
+        -- A session may take its own lock twice, so one that holds a lease is not asked.
+        CONTINUE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()
+                              AND objsubid = 1 AND (classid::bigint << 32) + objid::bigint = _lease(run));
+        IF pg_try_advisory_lock(_lease(run)) THEN
+            PERFORM pg_advisory_unlock(_lease(run));
+            RETURN NEXT run;
+        END IF;
+    END LOOP;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _attributes_of(table_oid oid) RETURNS text
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT string_agg(concat_ws(' ', attname, atttypid, atttypmod, attgenerated, attidentity), ',' ORDER BY attnum)
+    FROM pg_attribute WHERE attrelid = table_oid AND attnum > 0 AND NOT attisdropped
+$$;
+
+-- Before each statement of a labelled connection: the run is open, stays open until this transaction ends, and the
+-- table looks as it did when its functions were made.
+CREATE OR REPLACE FUNCTION _guard() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    label CONSTANT text := current_setting('helios.test_run');
+    root CONSTANT oid := TG_ARGV[0];
+    known text;
+BEGIN
+    IF label !~ '^[0-9]{1,18}$' AND label !~ '^[0-9]{19}$' THEN
+        RAISE invalid_parameter_value USING MESSAGE = format('helios.test_run = %L is no test run: unset it', label);
+    END IF;
+    PERFORM pg_advisory_xact_lock_shared(_writers(label::bigint));
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        -- An older snapshot may show a run as open that was closed since; a row lock notices.
+        PERFORM FROM _runs WHERE id = label::bigint AND NOT closed FOR KEY SHARE;
+    ELSE
+        PERFORM FROM _runs WHERE id = label::bigint AND NOT closed;
+    END IF;
+    IF NOT FOUND THEN
+        RAISE object_not_in_prerequisite_state USING
+            MESSAGE = format('test run %s is over, or did not begin here: a write to %s is refused', label,
+                             TG_RELID::regclass),
+            HINT = 'End this process, or unset HELIOS_TEST_RUN and helios.test_run in PGOPTIONS.';
+    END IF;
+    SELECT attributes INTO known FROM _tables WHERE rel = root;
+    IF known IS DISTINCT FROM _attributes_of(root) THEN
+        PERFORM _follow(root);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- Only an undo can have written a row of this transaction: a writer that sets helios.undoing proves nothing by it.
+CREATE OR REPLACE FUNCTION _undoing() RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM _undos WHERE xact = pg_current_xact_id_if_assigned());
+END
+$$;
+
+-- What triggers of the product, or cascades, would update and delete because of an undo: not done, because the undo
+-- itself restores each row; where the undo went the short way, it learns by the error that it has to go the long one.
+CREATE OR REPLACE FUNCTION _hold() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    IF NOT _undoing() THEN
+        RETURN coalesce(NEW, OLD);
+    END IF;
+    IF current_setting('helios.undoing') = 'short' THEN
+        RAISE EXCEPTION USING ERRCODE = 'HU001', MESSAGE = format('%s is changed by a trigger', TG_RELID::regclass);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- The ids of the transactions that wrote on behalf of a run, as far as its undos since a mark know them.
+CREATE OR REPLACE FUNCTION transactions_of(run bigint, since bigint) RETURNS SETOF bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    SELECT DISTINCT unnest(u.known || u.xact::text::bigint || _full(ARRAY[u.xmin]))
+    FROM _undos AS u WHERE u.run = transactions_of.run AND u.step > since
+$$;

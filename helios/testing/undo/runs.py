@@ -1,0 +1,121 @@
+"""Runs: beginning one, marking a point in it, undoing it, ending it, and finding those that died."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, CursorResult
+from sqlalchemy.exc import DBAPIError
+
+from helios.errors import HeliosError
+from helios.testing.undo.blocking import code_of, patiently
+from helios.testing.undo.place import log_on, present, quoted
+
+PATIENCE = 30.0  # seconds
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an undo did with rows of a table: deleted, restored, or kept; `why` says why something was kept."""
+
+    table: str
+    what: str
+    count: int
+    why: str = ""
+
+
+def begin(connection: Connection, run: int, *, schema: str | None = None) -> None:
+    """Register a run and take its lease, which ends with this connection.
+
+    Raises:
+        HeliosError: the run is alive already.
+
+    """
+    try:
+        call(connection, schema, "begin_run", run)
+    except DBAPIError as error:
+        if code_of(error) in ("55P03", "23505"):
+            raise HeliosError(f"test run {run} has begun already: begin another, or undo and close this one") from None
+        raise
+
+
+def mark(connection: Connection, run: int, *, schema: str | None = None, patience: float = PATIENCE) -> int:
+    """Give a point to undo back to, once the run's open transactions are over; good for many undos.
+
+    Raises:
+        HeliosError: a transaction stays open for longer than `patience` seconds; the message names it.
+
+    """
+    action = lambda wait: call(connection, schema, "mark_run", run, milliseconds(wait)).scalar_one()  # noqa: E731
+    return int(patiently(connection, patience, f"test run {run}", action))
+
+
+def undo(
+    connection: Connection,
+    runs: Iterable[int],
+    since: int = 0,
+    *,
+    schema: str | None = None,
+    patience: float = PATIENCE,
+) -> list[Change]:
+    """Take back what runs wrote after a mark, in one transaction; since 0 all of it, and they may write no more.
+
+    What somebody else changed since, or hangs on, is kept and told once; its image stays in the log, and the next
+    undo tries again.
+
+    Raises:
+        HeliosError: a run is alive elsewhere, a transaction blocks for longer than `patience` seconds, or a trigger
+            changes what is written back. Nothing was changed then, and the log is kept.
+
+    """
+    chosen = sorted(set(runs))
+    if not chosen:
+        return []
+    words = "the undo of test run " + ", ".join(map(str, chosen))
+    action = lambda wait: call(connection, schema, "undo_runs", chosen, since, milliseconds(wait)).all()  # noqa: E731
+    try:
+        rows = patiently(connection, patience, words, action)
+    except DBAPIError as error:
+        said = " ".join(str(error.orig).split("CONTEXT:")[0].split())
+        raise HeliosError(f"{words} failed and changed nothing, its log is kept: {said}") from error
+    return [Change(row[0], row[1], row[2], row[3]) for row in rows]
+
+
+def close(connection: Connection, run: int, *, schema: str | None = None) -> None:
+    """Give the lease back; a run whose log still holds something stays registered, for the next sweep."""
+    call(connection, schema, "close_run", run)
+
+
+def dead(connection: Connection, *, schema: str | None = None) -> list[int]:
+    """List the runs whose lease nobody holds, the oldest first."""
+    return listed(connection, schema, "SELECT {log}.dead_runs()")
+
+
+def registered(connection: Connection, *, schema: str | None = None) -> list[int]:
+    """List all runs that the log knows."""
+    return listed(connection, schema, "SELECT id FROM {log}._runs ORDER BY began, id")
+
+
+def transactions(connection: Connection, run: int, since: int = 0, *, schema: str | None = None) -> list[int]:
+    """List the ids, with their epoch, of the transactions that undos after a mark know as the run's or their own."""
+    return [int(each) for each in call(connection, schema, "transactions_of", run, since).scalars()]
+
+
+def listed(connection: Connection, schema: str | None, statement: str) -> list[int]:
+    """Ask the log for numbers; one that is not installed has none."""
+    log = log_on(connection, schema)
+    if not present(connection, log):
+        return []
+    return [int(each) for each in connection.exec_driver_sql(statement.format(log=quoted(connection, log))).scalars()]
+
+
+def call(connection: Connection, schema: str | None, function: str, *values: object) -> CursorResult[Any]:
+    """Call a function of the log."""
+    log = quoted(connection, log_on(connection, schema)).replace("%", "%%")
+    places = ", ".join(["%s"] * len(values))
+    return connection.exec_driver_sql(f"SELECT * FROM {log}.{function}({places})", values)
+
+
+def milliseconds(seconds: float) -> int:
+    """Turn seconds into what lock_timeout takes; 0 would wait for ever."""
+    return max(1, round(seconds * 1000))

@@ -1,0 +1,409 @@
+-- The undo itself. Run with search_path set to the log's schema, then pg_temp; each function keeps that path as its own.
+--
+-- Errors of its own: HU001 says that somebody changed a row meanwhile, or that the short way does not do: it is tried
+-- again, the long way.
+
+DO $$
+BEGIN
+    CREATE TYPE _change AS (rel text, what text, count bigint, why text);
+EXCEPTION WHEN duplicate_object THEN
+    NULL;
+END
+$$;
+
+-- Give what was undone, a row for each table and kind: deleted, restored, or kept with the reason.
+CREATE OR REPLACE FUNCTION undo_runs(runs bigint[], since bigint, patience integer) RETURNS SETOF _change
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET enable_mergejoin TO off SET row_security TO off
+SET work_mem TO '64MB' SET plan_cache_mode TO force_generic_plan AS $$
+DECLARE
+    touched oid[]; own xid[]; changes _change[] := '{}'; done _change[]; failed integer := 0; many boolean; left_to oid[];
+BEGIN
+    -- Not waiting for the disk is safe: what a crash forgets of an undo, it forgets together with the log's changes.
+    PERFORM set_config('synchronous_commit', 'off', true), set_config('lock_timeout', patience::text, true);
+    PERFORM _enter(runs);
+    SELECT coalesce(array_agg(t.rel), '{}'), coalesce(sum(t.entries), 0) > 1000 INTO touched, many
+    FROM _touched(runs, since) AS t;
+    own := _own(runs, since);
+    PERFORM set_config('enable_nestloop', CASE WHEN many THEN 'off' ELSE 'on' END, true);
+    PERFORM _renew(touched);
+    LOOP
+        BEGIN
+            -- In this very subtransaction: the xmin of this row marks the rows that are restored below.
+            INSERT INTO _undos (run, known) SELECT each, _full(own) FROM unnest(runs) AS each;
+            IF failed = 0 THEN
+                SELECT * INTO done, left_to FROM _short_way(runs, since, own, many);
+                changes := changes || done;
+            END IF;
+            IF left_to <> '{}' THEN
+                changes := changes || _long_way(runs, since, own, many, left_to);
+            END IF;
+            EXIT;
+        EXCEPTION WHEN SQLSTATE 'HU001' OR foreign_key_violation OR unique_violation THEN
+            failed := failed + 1;
+            IF failed > 3 THEN
+                RAISE;
+            END IF;
+            changes := '{}';
+            left_to := touched;
+        END;
+    END LOOP;
+    IF since = 0 THEN
+        UPDATE _runs SET closed = true WHERE id = ANY (runs) AND NOT closed;
+    END IF;
+    PERFORM set_config('helios.undoing', '', true);
+    RETURN QUERY SELECT * FROM unnest(changes) AS c WHERE c.count > 0;
+END
+$$;
+
+-- One undo at a time, of runs that are dead or this session's own; their open transactions are over, new ones wait.
+CREATE OR REPLACE FUNCTION _enter(runs bigint[]) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    run bigint;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'an undo needs READ COMMITTED, which sees what others have just committed';
+    END IF;
+    PERFORM pg_advisory_xact_lock(_lease(0));
+    FOR run IN SELECT unnest(runs) ORDER BY 1 LOOP
+        IF NOT pg_try_advisory_xact_lock(_lease(run)) THEN
+            RAISE object_in_use USING MESSAGE = format('test run %s is alive in another session', run);
+        END IF;
+        PERFORM pg_advisory_xact_lock(_writers(run));
+    END LOOP;
+    PERFORM set_config('helios.test_run', '', true), set_config('helios.undo_extra', '', true);
+END
+$$;
+
+-- The transactions that wrote on behalf of the runs: those of the log's entries, and those of undos.
+CREATE OR REPLACE FUNCTION _own(runs bigint[], since bigint) RETURNS xid[]
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT coalesce(array_agg(writer), '{}') FROM (
+        SELECT unnest(t.own) FROM _touched(runs, since) AS t
+        UNION
+        SELECT u.xmin FROM _undos AS u WHERE u.run = ANY (runs) AND u.step > since
+    ) AS each (writer)
+$$;
+
+-- Transaction ids with the epoch that pg_xact_status() and its like want.
+CREATE OR REPLACE FUNCTION _full(ids xid[]) RETURNS bigint[]
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT coalesce(array_agg(CASE WHEN low > now % 4294967296 THEN now - now % 4294967296 - 4294967296 + low
+                                   ELSE now - now % 4294967296 + low END), '{}')
+    FROM (SELECT id::text::bigint AS low, pg_current_xact_id()::text::bigint AS now FROM unnest(ids) AS id) AS each
+$$;
+
+-- A table that changed since its functions were made gets new ones.
+CREATE OR REPLACE FUNCTION _renew(touched oid[]) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    changed oid[];
+BEGIN
+    SELECT array_agg(rel) INTO changed FROM _tables WHERE rel = ANY (touched) AND shape <> _shape_of(rel);
+    IF changed IS NOT NULL THEN
+        PERFORM _follow(each), _watch(each) FROM unnest(changed) AS each;
+        PERFORM _finish();
+    END IF;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _run_step(name text, rel oid, runs bigint[], since bigint, own xid[], many boolean)
+RETURNS bigint LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    count bigint;
+BEGIN
+    EXECUTE format('SELECT %I($1, $2, $3, $4)', concat(name, rel)) INTO count USING runs, since, own, many;
+    RETURN count;
+END
+$$;
+
+-- Tables into which the runs only inserted: their rows are deleted, children first. Gives the tables that it left,
+-- because somebody else has touched their rows, or a foreign key or trigger would carry the deletion on.
+CREATE OR REPLACE FUNCTION _short_way(
+    runs bigint[], since bigint, own xid[], many boolean, OUT changes _change[], OUT left_to oid[])
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    t record;
+    others CONSTANT boolean := EXISTS (SELECT FROM _runs WHERE id <> ALL (runs) AND NOT closed);
+BEGIN
+    changes := '{}';
+    left_to := '{}';
+    PERFORM set_config('helios.undoing', 'short', true);
+    FOR t IN
+        SELECT w.rel, w.entries, w.inserts_only, k.name, k.rank, k.plain, k.log
+        FROM _touched(runs, since) AS w JOIN _tables AS k USING (rel) ORDER BY k.rank, k.rel
+    LOOP
+        -- A table whose children were left is left as well.
+        IF NOT t.inserts_only OR NOT t.plain OR t.rank IS NULL OR (left_to <> '{}' AND t.rank > 0)
+           OR (others AND _shared(t.log, runs)) THEN
+            left_to := left_to || t.rel;
+            CONTINUE;
+        END IF;
+        BEGIN
+            IF t.entries <> _run_step('_withdraw_', t.rel, runs, since, own, many) THEN
+                RAISE EXCEPTION USING ERRCODE = 'HU001', MESSAGE = t.name || ' was changed by somebody else';
+            END IF;
+            SET CONSTRAINTS ALL IMMEDIATE;
+            PERFORM _empty(t.rel, runs, since, own, many);
+            changes := changes || ROW(t.name, 'deleted', t.entries, '')::_change;
+        EXCEPTION WHEN SQLSTATE 'HU001' OR foreign_key_violation THEN
+            left_to := left_to || t.rel;
+        END;
+    END LOOP;
+    PERFORM _remove_extra(many);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _shared(log text, runs bigint[]) RETURNS boolean
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    found boolean;
+BEGIN
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE helios_run <> ALL ($1))', log) INTO found USING runs;
+    RETURN found;
+END
+$$;
+
+-- Empty a log of these entries. A long one at once, where it holds nothing else and nobody is at it.
+CREATE OR REPLACE FUNCTION _empty(table_oid oid, runs bigint[], since bigint, own xid[], many boolean) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    log CONSTANT text := (SELECT k.log FROM _tables AS k WHERE k.rel = table_oid);
+    others boolean := true;
+BEGIN
+    IF many THEN
+        BEGIN
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', log);
+            EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE helios_run <> ALL ($1) OR helios_step <= $2)', log)
+            INTO others USING runs, since;
+            IF NOT others THEN
+                EXECUTE format('TRUNCATE %s', log);
+            END IF;
+        EXCEPTION WHEN lock_not_available THEN
+            NULL;
+        END;
+    END IF;
+    IF others THEN
+        PERFORM _run_step('_forget_', table_oid, runs, since, own, many);
+    END IF;
+END
+$$;
+
+-- The long way, for tables of any history: plan, take out of the plan what would harm others, act in one statement,
+-- compare.
+CREATE OR REPLACE FUNCTION _long_way(runs bigint[], since bigint, own xid[], many boolean, touched oid[])
+RETURNS _change[] LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    changes _change[];
+BEGIN
+    PERFORM set_config('helios.undoing', 'long', true);
+    PERFORM _make_plans(runs, since, own, many, touched);
+    PERFORM _settle(runs, since, own, many, touched);
+    changes := _act(touched, own) || _kept(touched);
+    SET CONSTRAINTS ALL IMMEDIATE;
+    PERFORM _remove_extra(many);
+    PERFORM _compare(runs, since, own, many, touched);
+    PERFORM _forget(runs, since, own, many, touched);
+    RETURN changes;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _make_plans(runs bigint[], since bigint, own xid[], many boolean, touched oid[])
+RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    t _tables;
+    others CONSTANT boolean := EXISTS (SELECT FROM _runs WHERE id <> ALL (runs) AND NOT closed);
+BEGIN
+    FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
+        IF others THEN
+            PERFORM _run_step('_hand_over_', t.rel, runs, since, own, many);
+        END IF;
+        PERFORM _run_step('_plan_', t.rel, runs, since, own, many);
+        IF _acts(t.plan) ? 'K' THEN
+            PERFORM _run_step('_equal_', t.rel, runs, since, own, many);
+        END IF;
+        IF t.referenced THEN
+            PERFORM _run_step('_lock_', t.rel, runs, since, own, many);
+        END IF;
+    END LOOP;
+END
+$$;
+
+-- How many keys have which act: {"D": 3}.
+CREATE OR REPLACE FUNCTION _acts(plan text) RETURNS jsonb
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    found jsonb;
+BEGIN
+    EXECUTE format('SELECT coalesce(jsonb_object_agg(helios_act, count), ''{}'') FROM '
+                   '(SELECT helios_act, count(*) FROM %s GROUP BY 1) AS g', plan) INTO found;
+    RETURN found;
+END
+$$;
+
+-- Take out of the plan what would harm a row outside of it, until nothing changes: a key only ever goes from D, I, U
+-- to X or K, and from X to K.
+CREATE OR REPLACE FUNCTION _settle(runs bigint[], since bigint, own xid[], many boolean, touched oid[]) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    name text;
+    changed bigint;
+BEGIN
+    LOOP
+        changed := 0;
+        FOR name IN SELECT c.name FROM _checks AS c WHERE rel = ANY (touched) ORDER BY c.name LOOP
+            changed := changed + _run_step(name, NULL, runs, since, own, many);
+        END LOOP;
+        EXIT WHEN changed = 0;
+    END LOOP;
+END
+$$;
+
+-- All tables in ONE statement: foreign keys are checked at its end, so no order among the tables, no deferrable
+-- constraints and no superuser are needed. Rows that somebody changed meanwhile are not touched, and counted.
+CREATE OR REPLACE FUNCTION _act(touched oid[], own xid[]) RETURNS _change[]
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    t _tables;
+    acts jsonb; i integer := 0; expected bigint[] := '{}'; found bigint[];
+    removals text[] := '{}'; removed text[] := '{}'; restorals text[] := '{}'; counts text[] := '{}';
+    changes _change[] := '{}';
+BEGIN
+    FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
+        acts := _acts(t.plan);
+        IF acts ?| '{D,X}' THEN
+            i := i + 1;
+            removals := removals || format('a%s AS (%s)', i, _removal(t));
+            removed := removed || format('(SELECT count(*) FROM a%s)', i);
+            expected := expected || coalesce((acts ->> 'D')::bigint, 0) + coalesce((acts ->> 'X')::bigint, 0);
+            changes := changes || ROW(t.name, 'deleted', coalesce((acts ->> 'D')::bigint, 0), '')::_change;
+        END IF;
+    END LOOP;
+    FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
+        acts := _acts(t.plan);
+        IF acts ? 'U' THEN
+            i := i + 1;
+            restorals := restorals || format('a%s AS (%s)', i, _update(t));
+            expected := expected || (acts ->> 'U')::bigint;
+        END IF;
+        IF acts ?| '{I,X}' THEN
+            i := i + 1;
+            restorals := restorals || format('a%s AS (%s)', i, _insert(t));
+            expected := expected || coalesce((acts ->> 'I')::bigint, 0) + coalesce((acts ->> 'X')::bigint, 0);
+        END IF;
+        changes := changes || ROW(t.name, 'restored', coalesce((acts ->> 'U')::bigint, 0)
+            + coalesce((acts ->> 'I')::bigint, 0) + coalesce((acts ->> 'X')::bigint, 0), '')::_change;
+    END LOOP;
+    IF i = 0 THEN
+        RETURN changes;
+    END IF;
+    FOR n IN 1..i LOOP
+        counts := counts || format('(SELECT count(*) FROM a%s)', n);
+    END LOOP;
+    EXECUTE format('WITH %s SELECT ARRAY[%s]', array_to_string(
+        removals || format('removed AS (SELECT %s AS rows)', coalesce(nullif(array_to_string(removed, ' + '), ''), '0'))
+        || restorals, ', '), array_to_string(counts, ', ')) INTO found USING own;
+    IF found <> expected THEN
+        RAISE EXCEPTION USING ERRCODE = 'HU001', MESSAGE = 'rows changed while they were undone, or a trigger withheld some';
+    END IF;
+    RETURN changes;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _removal(t _tables) RETURNS text
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT format('DELETE FROM %s AS t USING %s AS p WHERE p.helios_act IN (''D'', ''X'') AND %s AND t.xmin = ANY ($1) '
+                  'RETURNING 1', t.name, t.plan, _same(t.keys, t.equals, 't', 'p'))
+$$;
+
+-- The key is set too: two that are equal need not be the same, as 1.0 and 1.00.
+CREATE OR REPLACE FUNCTION _update(t _tables) RETURNS text
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT format('UPDATE %s AS t SET %s FROM %s AS p, %s AS l WHERE p.helios_act = ''U'' '
+                  'AND l.helios_step = p.helios_image AND %s AND %s AND t.xmin = ANY ($1) '
+                  'AND (SELECT rows FROM removed) >= 0 RETURNING 1', t.name,
+                  _each((SELECT array_agg(name ORDER BY place) FROM unnest(t.columns) WITH ORDINALITY AS c (name, place)
+                         WHERE name <> ALL (t.fixed)), '%s = l.%s'),
+                  t.plan, t.log, _same(t.keys, t.equals, 't', 'p'), _same(t.keys, t.equals, 'l', 'p'))
+$$;
+
+CREATE OR REPLACE FUNCTION _insert(t _tables) RETURNS text
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT format('INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s AS p JOIN %s AS l '
+                  'ON l.helios_step = p.helios_image AND %s WHERE p.helios_act IN (''I'', ''X'') '
+                  'AND (SELECT rows FROM removed) >= 0 RETURNING 1', t.name,
+                  _each(t.columns, '%s'), _each(t.columns, 'l.%s'), t.plan, t.log, _same(t.keys, t.equals, 'l', 'p'))
+$$;
+
+CREATE OR REPLACE FUNCTION _kept(touched oid[]) RETURNS _change[]
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    t _tables;
+    found _change[];
+    changes _change[] := '{}';
+BEGIN
+    FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
+        EXECUTE format('SELECT array_agg(ROW(%L, ''kept'', count, helios_why)::_change) FROM (SELECT helios_why, count(*) '
+                       'FROM %s WHERE helios_act = ''K'' AND NOT helios_told GROUP BY 1 ORDER BY 1) AS g', t.name, t.plan)
+        INTO found;
+        changes := changes || coalesce(found, '{}');
+    END LOOP;
+    RETURN changes;
+END
+$$;
+
+-- What triggers of the product inserted because of the undo goes again; what they would update or delete was not done.
+CREATE OR REPLACE FUNCTION _remove_extra(many boolean) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    rounds integer := 0;
+BEGIN
+    WHILE current_setting('helios.undo_extra', true) = 'on' LOOP
+        rounds := rounds + 1;
+        IF rounds > 10 THEN
+            RAISE EXCEPTION 'triggers of the product write without end because of the undo';
+        END IF;
+        PERFORM set_config('helios.undo_extra', '', true), set_config('helios.undoing', 'long', true);
+        PERFORM _run_step('_extra_', rel, NULL, NULL, NULL, false) FROM _tables ORDER BY rank NULLS LAST;
+    END LOOP;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _compare(runs bigint[], since bigint, own xid[], many boolean, touched oid[]) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    t _tables;
+    different bigint;
+BEGIN
+    FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
+        different := _run_step('_differs_', t.rel, runs, since, own, many);
+        IF different > 0 THEN
+            RAISE data_exception USING
+                MESSAGE = format('%s rows of %s would not be what they were: a trigger changes what is written back',
+                                 different, t.name),
+                HINT = 'Let the trigger pass where current_setting(''helios.undoing'', true) is not empty.';
+        END IF;
+    END LOOP;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _forget(runs bigint[], since bigint, own xid[], many boolean, touched oid[]) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    t _tables;
+BEGIN
+    FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
+        IF _acts(t.plan) ? 'K' THEN
+            PERFORM _run_step('_note_', t.rel, runs, since, own, many),
+                    _run_step('_forget_done_', t.rel, runs, since, own, many);
+        ELSE
+            PERFORM _empty(t.rel, runs, since, own, many);
+        END IF;
+        IF many THEN
+            EXECUTE format('TRUNCATE %s', t.plan);
+        ELSE
+            PERFORM _run_step('_clear_plan_', t.rel, runs, since, own, many);
+        END IF;
+    END LOOP;
+END
+$$;
