@@ -126,7 +126,7 @@ def up_to_date(connection: Connection, log: str, found: Sequence[Row[Any]]) -> b
     """Look without a lock whether all is there."""
     if connection.scalar(VERSION, {"log": log}) != version():
         return False
-    statement = DONE.format(log=quoted(connection, log))
+    statement = DONE.format(log=quoted(connection, log).replace("%", "%%"))
     wanted = [row.oid for row in found]
     done = connection.exec_driver_sql(statement, {"wanted": wanted}).scalars()
     return set(wanted) == set(done)
@@ -157,7 +157,7 @@ def become_owner(connection: Connection, schema: str, log: str, found: Sequence[
 
     """
     facts = connection.execute(OWNER, {"schema": schema}).one()
-    quote = connection.dialect.identifier_preparer.quote_identifier
+    quoted_log, quoted_owner = quoted(connection, log), quoted(connection, facts.owner)
     if not facts.acts:
         raise RightsError(
             f"role {facts.login!r} may not install the undo log of schema {schema!r}: "
@@ -167,18 +167,18 @@ def become_owner(connection: Connection, schema: str, log: str, found: Sequence[
     if not exists and not (facts.creates or facts.owner_creates):
         raise RightsError(
             f"role {facts.login!r} may not create schema {log!r} in database {facts.database!r}; as the database's "
-            f"owner run: CREATE SCHEMA {quote(log)} AUTHORIZATION {quote(facts.owner)};"
+            f"owner run: CREATE SCHEMA {quoted_log} AUTHORIZATION {quoted_owner};"
         )
     if not exists and facts.creates:
-        run(connection, f"CREATE SCHEMA {quote(log)} AUTHORIZATION {quote(facts.owner)}")
-    run(connection, f"SET LOCAL ROLE {quote(facts.owner)}")
+        run(connection, f"CREATE SCHEMA {quoted_log} AUTHORIZATION {quoted_owner}")
+    run(connection, f"SET LOCAL ROLE {quoted_owner}")
     if not exists and not facts.creates:
-        run(connection, f"CREATE SCHEMA {quote(log)}")
+        run(connection, f"CREATE SCHEMA {quoted_log}")
     for row in found:
         if not connection.scalar(OWNS, {"role": facts.owner, "owner": row.owner}):
             raise RightsError(
                 f"role {facts.owner!r} may not install triggers on {row.schema}.{row.name}, which {row.owner!r} owns; "
-                f"run: GRANT {quote(row.owner)} TO {quote(facts.owner)};"
+                f"run: GRANT {quoted(connection, row.owner)} TO {quoted_owner};"
             )
 
 
@@ -243,7 +243,7 @@ def remove(connection: Connection, schema: str) -> None:
     if not present(connection, log):
         return
     with transaction(connection):
-        if connection.exec_driver_sql(f"SELECT count(*) FROM {quoted(connection, log)}._runs").scalar():
+        if run(connection, f"SELECT count(*) FROM {quoted(connection, log)}._runs").scalar():
             raise HeliosError(f"schema {log!r} holds runs that are not undone: run `helios sweep` first")
         remove_objects(connection, log)
         run(connection, f"DROP SCHEMA {quoted(connection, log)}")

@@ -3,8 +3,10 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from sqlalchemy import Connection, text
+from psycopg2.extensions import quote_ident
+from sqlalchemy import Connection, CursorResult, text
 
 from helios.errors import HeliosError
 
@@ -38,13 +40,13 @@ def present(connection: Connection, log: str) -> bool:
 
 
 def quoted(connection: Connection, name: str) -> str:
-    """Quote an identifier."""
-    return connection.dialect.identifier_preparer.quote_identifier(name)
+    """Quote an identifier; not as SQLAlchemy, which doubles every % for the driver."""
+    return quote_ident(name, connection.connection.driver_connection)
 
 
-def run(connection: Connection, statement: str) -> None:
+def run(connection: Connection, statement: str) -> CursorResult[*tuple[Any, ...]]:
     """Run SQL as it stands, of one statement or of many."""
-    connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+    return connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from helios.errors import HeliosError
 from helios.testing.undo.blocking import code_of, patiently
 from helios.testing.undo.place import log_on, present, quoted
+from helios.testing.undo.place import run as run_sql
 
 PATIENCE = 30.0  # seconds
 
@@ -106,10 +107,10 @@ def listed(connection: Connection, schema: str | None, statement: str) -> list[i
     log = log_on(connection, schema)
     if not present(connection, log):
         return []
-    return [int(each) for each in connection.exec_driver_sql(statement.format(log=quoted(connection, log))).scalars()]
+    return [int(each) for each in run_sql(connection, statement.format(log=quoted(connection, log))).scalars()]
 
 
-def call(connection: Connection, schema: str | None, function: str, *values: object) -> CursorResult[Any]:
+def call(connection: Connection, schema: str | None, function: str, *values: object) -> CursorResult[*tuple[Any, ...]]:
     """Call a function of the log."""
     log = quoted(connection, log_on(connection, schema)).replace("%", "%%")
     places = ", ".join(["%s"] * len(values))

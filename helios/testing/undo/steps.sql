@@ -166,6 +166,9 @@ BEGIN
     LOOP
         PERFORM _check_parents(link.oid), _check_children(link.oid);
     END LOOP;
+    IF (SELECT NOT fixed <@ keys FROM _tables WHERE rel = table_oid) THEN
+        PERFORM _check_fixed(table_oid);
+    END IF;
     FOR index_oid IN
         SELECT indexrelid FROM pg_index WHERE indrelid = table_oid AND indisunique AND NOT indisprimary AND indislive
     LOOP
@@ -273,6 +276,31 @@ LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     FROM pg_index WHERE indexrelid = index_oid
 $$;
 
+-- No foreign key would carry the deletion of the row t on to other rows.
+CREATE OR REPLACE FUNCTION _childless(table_oid oid) RETURNS text
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT coalesce(string_agg(format('NOT EXISTS (SELECT FROM %s AS c WHERE %s)', _table_name(conrelid),
+                                      _refers(oid, 'c', 't')), ' AND '), 'true')
+    FROM pg_constraint WHERE contype = 'f' AND conparentid = 0 AND confrelid = table_oid AND confdeltype <> 'a'
+$$;
+
+-- An identity column that only a new row can get: deleted and inserted again.
+CREATE OR REPLACE FUNCTION _check_fixed(table_oid oid) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    t _tables;
+BEGIN
+    SELECT * INTO t FROM _tables WHERE rel = table_oid;
+    PERFORM _add_check('_fixed_' || t.rel, t.rel, t.rel, format($sql$
+        UPDATE %1$s AS p SET helios_act = CASE WHEN %2$s THEN 'X' ELSE 'K' END,
+               helios_why = 'its identity column cannot be set back while other rows refer to it'
+        FROM %3$s AS t, %4$s AS i
+        WHERE p.helios_act = 'U' AND i.helios_step = p.helios_image AND %5$s AND %6$s AND (%7$s)
+    $sql$, t.plan, _childless(t.rel), t.name, t.log, _same(t.keys, t.equals, 't', 'p'),
+        _same(t.keys, t.equals, 'i', 'p'), _each(t.fixed, 't.%s IS DISTINCT FROM i.%s', ' OR ')));
+END
+$$;
+
 -- An image whose unique value is taken. Where its holder is itself to change, it makes room: deleted and inserted
 -- again, unless a foreign key would carry that on to other rows.
 CREATE OR REPLACE FUNCTION _check_unique(index_oid oid) RETURNS void
@@ -280,7 +308,7 @@ LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     x pg_index;
     t _tables;
-    taken text; sources text; childless text; what text;
+    taken text; sources text; what text;
 BEGIN
     SELECT * INTO x FROM pg_index WHERE indexrelid = index_oid;
     SELECT * INTO t FROM _tables WHERE rel = x.indrelid;
@@ -288,18 +316,14 @@ BEGIN
                                   ELSE 'a.e%1$s %2$s b.e%1$s' END, place, equal), ' AND '),
            string_agg(expression, ', ' ORDER BY place)
     INTO taken, what FROM _index_parts(index_oid);
-    SELECT coalesce(string_agg(format(' AND NOT EXISTS (SELECT FROM %s AS c WHERE %s)', _table_name(conrelid),
-                                      _refers(oid, 'c', 't')), ''), '')
-    INTO childless FROM pg_constraint
-    WHERE contype = 'f' AND conparentid = 0 AND confrelid = t.rel AND confdeltype <> 'a';
     sources := format('%s AS i CROSS JOIN %s AS b, %s AS t CROSS JOIN %s AS a', t.log,
                       _as_indexed(index_oid, 'i', true), t.name, _as_indexed(index_oid, 't', false));
     PERFORM _add_check('_unique_1_' || index_oid, t.rel, t.rel, format($sql$
         UPDATE %1$s AS h SET helios_act = 'X' FROM %2$s, %1$s AS p
         WHERE %7$s AND p.helios_act IN ('I', 'U', 'X') AND i.helios_step = p.helios_image AND %3$s
-          AND h.helios_act = 'U' AND %4$s AND NOT (%5$s)%6$s
+          AND h.helios_act = 'U' AND %4$s AND NOT (%5$s) AND %6$s
     $sql$, t.plan, sources, _same(t.keys, t.equals, 'i', 'p'), _same(t.keys, t.equals, 't', 'h'),
-        _same(t.keys, t.equals, 't', 'i'), childless, taken));
+        _same(t.keys, t.equals, 't', 'i'), _childless(t.rel), taken));
     PERFORM _add_check('_unique_2_' || index_oid, t.rel, t.rel, format($sql$
         UPDATE %1$s AS p SET helios_act = 'K', helios_why = %2$L FROM %3$s
         WHERE %7$s AND p.helios_act IN ('I', 'U', 'X') AND i.helios_step = p.helios_image AND %4$s
