@@ -151,6 +151,7 @@ class Settings:
     redis_timeout: float = setting("REDIS_TIMEOUT", seconds, 5.0)
     helios_environment: Environment = setting("HELIOS_ENVIRONMENT", environment_name, "development")
     helios_home: Path = setting("HELIOS_HOME", folder, default_home)
+    helios_undo_patience: float = setting("HELIOS_UNDO_PATIENCE", seconds, 30.0)
     helios_postgres_bin: Path | None = setting("HELIOS_POSTGRES_BIN", Path)
     helios_redis_bin: Path | None = setting("HELIOS_REDIS_BIN", Path)
 

@@ -320,6 +320,7 @@ def test_what_holds_a_transaction_is_named_and_fails_the_run(inner):
             held.execute(text("UPDATE helios_trading.tickers SET last_price = 7"))
         """
     )
+    inner.env["HELIOS_UNDO_PATIENCE"] = "0.5"
     result = inner.run()
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*helios: *pid *UPDATE helios_trading.tickers*"])

@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 from installation import alembic, engine_of, rows, use, variables
@@ -11,7 +13,8 @@ from sqlalchemy import MetaData, text
 
 from helios import db
 from helios.errors import EnvironmentRefusedError, HeliosError, InputError
-from helios.models import Instrument, metadata
+from helios.mirrors import Relay, check
+from helios.models import Instrument, Ticker, metadata
 from helios.schema import environment
 from helios.testing import digest, tracked
 from helios.testing.proof import differences
@@ -192,3 +195,31 @@ def test_tables_move_to_another_schema(monkeypatch):
     assert {"public_gw0", "elsewhere"} == {each.schema for each in copy.tables.values()}
     assert "elsewhere" == other.schema
     assert "-c search_path=public_gw0" == os.environ["PGOPTIONS"]
+
+
+def test_mirrors_go_with_the_rows_that_they_show(here):
+    """The tracker names the keys; once the rows are taken back, the relay's own code takes the mirrors back."""
+    relay = Relay(engine_of(here), db.create_redis())
+    relay.rebuild("a test")
+    with tracked(name="a test") as run:
+        with run.sessions.begin() as session:
+            session.add(traded := instrument("MIRRORED"))
+            session.flush()
+            session.add(Ticker(instrument_id=traded.id, last_price=Decimal(7), event_at=datetime.now(UTC)))
+        (key,) = [key for each in run.tracker.inserted for key in each.mirrors]
+        relay.drain()
+        assert b'"7"' in run.redis.get(key)
+    with db.create_redis() as redis:
+        assert redis.get(key) is None
+        assert () == check(relay, wait=5).differences
+        relay.close()
+        assert 0 < redis.unlink(*redis.scan_iter("helios:t_*"))
+
+
+def test_mirrors_that_nobody_keeps_are_not_made(here):
+    """A Redis without mirrors stays without them."""
+    with tracked() as run:
+        with run.sessions.begin() as session:
+            session.add(instrument("A"))
+    with db.create_redis() as redis:
+        assert [] == list(redis.scan_iter("helios:t_*"))

@@ -34,6 +34,7 @@ VALUES = {
     "REDIS_TIMEOUT": ("1.5", 1.5),
     "HELIOS_ENVIRONMENT": ("test", "test"),
     "HELIOS_HOME": ("/srv/helios", Path("/srv/helios")),
+    "HELIOS_UNDO_PATIENCE": ("1.5", 1.5),
     "HELIOS_POSTGRES_BIN": ("/opt/pg/bin", Path("/opt/pg/bin")),
     "HELIOS_REDIS_BIN": ("/opt/valkey-server", Path("/opt/valkey-server")),
 }

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import psycopg2
 from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Connection, Table, text
@@ -15,6 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from helios import db, servers
 from helios.errors import HeliosError, UnreachableError
 from helios.label.images import RUNS
+from helios.mirrors import LostError, Place, Relay
+from helios.models import Ticker
 from helios.schema.preparation import open_runs
 from helios.testing import redis_log, undo
 from helios.testing.audit import Unattributed
@@ -51,8 +54,9 @@ class Halves:
     connection: Connection
     redis: Redis | None
     owner: str
-    schema: str
-    mirrors: str = ""
+    place: Place  # of the mirrors: what the relay writes is its own business, and it sets that right by itself
+    patience: float  # seconds to wait for a transaction that is still open
+    relay: Relay | None = None
     rows: PostgresAudit | None = None
     keys: RedisAudit | None = None
 
@@ -65,7 +69,7 @@ class Halves:
     def mark(self, run: int) -> Mark:
         """Give a point to undo back to."""
         with db.reaching(self.connection.engine.url), reaching_redis():
-            postgres = undo.mark(self.connection, run)
+            postgres = undo.mark(self.connection, run, patience=self.patience)
             return Mark(postgres, redis_log.mark(self.redis, run) if self.redis is not None else 0)
 
     def undo(self, runs: Iterable[int], since: Mark | None = None) -> list[Change]:
@@ -79,7 +83,7 @@ class Halves:
         failures, changes = [], []
         try:
             with db.reaching(self.connection.engine.url):
-                found = undo.undo(self.connection, chosen, since.postgres)
+                found = undo.undo(self.connection, chosen, since.postgres, patience=self.patience)
                 changes += [replace(each, table=each.table.rpartition(".")[2].strip('"')) for each in found]
         except HeliosError as error:
             failures.append(str(error))
@@ -89,9 +93,34 @@ class Halves:
             changes += self.undo_keys(chosen, since.redis)
         except HeliosError as error:
             failures.append(str(error))
+        try:
+            self.follow()
+        except HeliosError as error:
+            failures.append(str(error))
         if failures:
             raise HeliosError("; ".join(failures))
         return changes
+
+    def follow(self) -> None:
+        """Let the mirrors follow what was undone, where there are any; whichever relay leads does no harm.
+
+        Raises:
+            HeliosError: the relay of this process fails; the next one sets the mirrors right.
+
+        """
+        if self.relay is None or self.redis is None:
+            return
+        for last in (False, True):  # a server that was restarted meanwhile, or another relay that led, costs one try
+            try:
+                if self.redis.exists(self.place.token):
+                    self.relay.drain()
+            except (psycopg2.Error, RedisError, LostError, OSError) as error:
+                self.relay.close()
+                if last:
+                    said = " ".join(str(error).split())
+                    raise HeliosError(f"the mirrors do not follow what was undone: {said}") from error
+            else:
+                return
 
     def undo_keys(self, runs: Iterable[int], since: int) -> list[Change]:
         """Undo what runs wrote to Redis."""
@@ -139,13 +168,13 @@ class Halves:
             return dead
         with reaching_redis():
             known = set(redis_log.runs(self.redis, self.owner))
-        return sorted({*dead, *(known.difference(open_runs(self.connection, self.schema)))})
+        return sorted({*dead, *(known.difference(open_runs(self.connection, self.place.schema)))})
 
     def watch(self, tables: Sequence[Table]) -> None:
         """Look from now on for changes that nobody labelled makes."""
         self.rows = PostgresAudit(self.connection, [each for each in tables if not each.info.get("bookkeeping")])
         if self.redis is not None:
-            self.keys = RedisAudit(self.redis, excluding=[self.mirrors])
+            self.keys = RedisAudit(self.redis, excluding=[self.place.pattern.removesuffix("*")])
 
     def watch_anew(self) -> None:
         """Forget what was seen."""
@@ -169,7 +198,7 @@ class Halves:
         )
         if keys is not None and self.redis is not None and self.redis.hlen(RUNS) > 1:
             keys = None  # they may be keys of another run, which has undone them already
-        if rows is not None and len(open_runs(self.connection, self.schema)) > 1:
+        if rows is not None and len(open_runs(self.connection, self.place.schema)) > 1:
             rows = None
         return changes, [unattributed(each) for each in (keys, rows) if each is not None]
 
@@ -198,12 +227,15 @@ def joined(subject: Subject, connection: Connection) -> Iterator[Halves]:
     """Join both sides: the PostgreSQL of a direct connection, and the Redis of the settings, if there is one."""
     owner = f"{connection.scalar(IDENTITY)}/{subject.schema}"
     client = plain_client(subject)
-    # what the relay writes is none of the kit's business: it sets that right by itself
-    mirrors = f"helios:{connection.scalar(DATABASE)}.{subject.schema}:"
-    halves = Halves(connection, client, owner, subject.schema, mirrors)
+    place = Place(str(connection.scalar(DATABASE)), subject.schema)
+    halves = Halves(connection, client, owner, place, subject.settings.helios_undo_patience)
+    if client is not None and subject.helios and subject.schema == Ticker.__table__.schema:
+        halves.relay = Relay(connection.engine, client)
     try:
         yield halves
     finally:
+        if halves.relay is not None:
+            halves.relay.close()
         if halves.keys is not None:
             halves.keys.close()
         if client is not None:

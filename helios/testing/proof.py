@@ -15,7 +15,7 @@ def digest(subject: Subject | None = None) -> dict[str, str]:
         found = {f"table {name}": value for name, value in undo.digest(connection, subject.tables).items()}
         if halves.redis is not None:
             with reaching_redis():
-                keys = redis_log.digest(halves.redis, excluding=[halves.mirrors])
+                keys = redis_log.digest(halves.redis, excluding=[halves.place.pattern.removesuffix("*")])
             found |= {f"key {name}": value for name, value in keys.items()}
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +17,7 @@ from helios.errors import HeliosError
 from helios.testing import undo
 from helios.testing.catalog import Catalog
 from helios.testing.halves import Mark, joined
+from helios.testing.mirrored import mirror_keys
 from helios.testing.signals import terminating_politely
 from helios.testing.subject import Subject, subject_of, variables
 from helios.testing.sweeping import Repair, starting, sweep
@@ -49,8 +50,7 @@ class Scope:
 class Run:
     """A run in progress; `engine`, `sessions` and `redis` are labelled, as is every child process.
 
-    `repaired` says what dead runs had left, `scopes` what each test did, `failures` what could not be undone. What is
-    in `after_undo` is called after each undo: a relay's `drain`, so that mirrors of removed rows go with them.
+    `repaired` says what dead runs had left, `scopes` what each test did, `failures` what could not be undone.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -62,8 +62,7 @@ class Run:
         self.servers: list[str] = []
         self.scope: Scope | None = None
         self.kept = False
-        self.after_undo: list[Callable[[], object]] = []
-        self.tracker = Tracker()
+        self.tracker = Tracker(mirror_keys) if subject.helios else Tracker()
         self._redis: Redis | None = None
         self._open = ExitStack()
 
@@ -127,8 +126,6 @@ class Run:
         """Undo what was written since a scope began, and note what is left of it."""
         try:
             changes, scope.others = self.halves.undo_and_tell(self.id, scope.since)
-            for follow in self.after_undo:
-                follow()
         except HeliosError as error:
             self.failures.append(f"{scope.test} could not be undone: {error}")
             raise
