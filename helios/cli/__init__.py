@@ -24,6 +24,7 @@ COMMANDS = {
     "price": "helios.cli.price",
     "quality": "helios.cli.quality",
     "retain": "helios.cli.retain",
+    "adopt": "helios.cli.adopt",
     "doctor": "helios.cli.doctor",
 }
 
