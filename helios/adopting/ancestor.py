@@ -165,10 +165,10 @@ ORDERS = Heir(
     model=Order,
     needed=("symbol", "client_order_id", "side", "type", "status", "submitted_at"),
     joined="""k.id IN (
-        SELECT known.id FROM {orders} AS known WHERE known.account_id = a.id AND known.client_order_id = j.client_order_id
+        SELECT id FROM {orders} WHERE account_id = a.id AND client_order_id = j.client_order_id
         UNION ALL
-        SELECT known.id FROM {orders} AS known WHERE known.account_id = a.id AND known.instrument_id = i.id
-            AND known.exchange_order_id = j.exchange_order_id
+        SELECT id FROM {orders}
+        WHERE account_id = a.id AND instrument_id = i.id AND exchange_order_id = j.exchange_order_id
         LIMIT 1)""",
     columns={
         "symbol": SYMBOL,
@@ -216,6 +216,7 @@ ORDERS = Heir(
     },
     notes=(
         "fills were not kept: read the account's trades through the feed, which makes fills and positions",
+        "statuses and types that nobody knows are kept as UNKNOWN",
         "the value filled is the quantity filled at the average price, as far as that was rounded",
     ),
 )

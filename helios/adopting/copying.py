@@ -132,7 +132,7 @@ class Copy:
         return self.mapping.heir.model is Kline
 
     def make_partitions(self, spans: dict[str, tuple[datetime, datetime] | None]) -> None:
-        """Make the partitions that the candles fall into, each in a transaction of its own, which holds no lock long."""
+        """Make the partitions that the candles fall into, each in a transaction of its own: none holds a lock long."""
         years = {
             year
             for span in spans.values()

@@ -123,20 +123,30 @@ class Mapping:
 
     def verdicts(self) -> Iterator[str]:
         """Write the conditions under which a row is refused, the first that holds tells why."""
-        for name in self.told:
-            if self.heir.columns[name].otherwise is None:
-                kind = self.heir.columns[name].kind or kind_of(self.table, name)
-                why = f"'{name} is no {kind.value}'"
-                if kind is Kind.CHOICE:
-                    told = f"left(raw ->> {literal(self.column(name))}, 40)"
-                    why = f"'{name} is none that Helios knows\\: ' || {told}"
-                yield f'WHEN "told {name}" AND "{name}" IS NULL THEN {why}'
+        yield from self.senseless()
         for name in self.heir.needed:
             yield f"WHEN \"{name}\" IS NULL THEN '{name} is missing'"
         for refusal in self.heir.refusals:
             yield f"WHEN {refusal.when} THEN {literal(refusal.why)}"
         for when, why in self.reasons:
             yield f"WHEN {when} THEN {literal(why)}"
+        yield from self.unfit()
+
+    def senseless(self) -> Iterator[str]:
+        """Write when a value is there, and yet makes no sense."""
+        for name in self.told:
+            column = self.heir.columns[name]
+            if column.otherwise is not None:
+                continue
+            kind = column.kind or kind_of(self.table, name)
+            why = f"'{name} is no {kind.value}'"
+            if kind is Kind.CHOICE:
+                told = f"left(raw ->> {literal(self.column(name))}, 40)"
+                why = f"'{name} is none that Helios knows\\: ' || {told}"
+            yield f'WHEN "told {name}" AND "{name}" IS NULL THEN {why}'
+
+    def unfit(self) -> Iterator[str]:
+        """Write what the model's own table would refuse: what is missing, does not fit, or breaks a CHECK."""
         for name in self.copied:
             column = self.table.columns[name]
             if not column.nullable:
@@ -191,27 +201,31 @@ def reading(kind: Kind, type_name: str, told: str) -> str | None:
 
     A double is read by its shortest text, which is what people wrote; a moment without a zone is taken as UTC.
     """
-    is_number, is_text = type_name in NUMBERS, type_name in TEXTS
-    match kind:
-        case Kind.NUMBER | Kind.WHOLE:
-            return number(type_name, told)
-        case Kind.MOMENT:
-            if type_name == "timestamptz":
-                return told
-            if type_name in ("timestamp", "date"):
-                return f"CAST({told} AS timestamp) AT TIME ZONE 'UTC'"
-            return since_1970(f"({number(type_name, told)})") if is_number or type_name in FLOATS else None
-        case Kind.TEXT:
-            return f"CAST({told} AS text)"
-        case Kind.JSON:
-            return f"to_jsonb({told})"
-        case Kind.ID:
-            if type_name == "uuid":
-                return told
-            if is_text:
-                return f"CASE WHEN {told} ~ {UUID} THEN CAST({told} AS uuid) END"
-            return f"CAST(md5('adopted ' || {told}) AS uuid)"
-    return None
+    if kind in (Kind.NUMBER, Kind.WHOLE):
+        return number(type_name, told)
+    if kind is Kind.MOMENT:
+        return moment(type_name, told)
+    if kind is Kind.JSON:
+        return f"to_jsonb({told})"
+    return identity(type_name, told) if kind is Kind.ID else f"CAST({told} AS text)"
+
+
+def moment(type_name: str, told: str) -> str | None:
+    """Write how a moment is read."""
+    if type_name == "timestamptz":
+        return told
+    if type_name in ("timestamp", "date"):
+        return f"CAST({told} AS timestamp) AT TIME ZONE 'UTC'"
+    return since_1970(f"({number(type_name, told)})") if type_name in (*NUMBERS, *FLOATS) else None
+
+
+def identity(type_name: str, told: str) -> str:
+    """Write how a UUID is read, or made of a number, always the same."""
+    if type_name == "uuid":
+        return told
+    if type_name in TEXTS:
+        return f"CASE WHEN {told} ~ {UUID} THEN CAST({told} AS uuid) END"
+    return f"CAST(md5('adopted ' || {told}) AS uuid)"
 
 
 def number(type_name: str, told: str) -> str | None:

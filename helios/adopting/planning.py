@@ -1,6 +1,6 @@
 """What of the ancestor's tables can be adopted, what is there already, and what cannot be, with every reason."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -12,6 +12,7 @@ from helios.adopting.mapping import ALL, FLOATS, Mapping
 from helios.adopting.source import Found, Source, tables
 from helios.models import Kline
 
+Tell = Callable[[str, int, int], None]
 PLAUSIBLE = "FILTER (WHERE open_time BETWEEN '2000-01-01T00:00Z' AND '2200-01-01T00:00Z')"
 
 
@@ -66,8 +67,10 @@ class Series:
         return {"symbols": list(self.symbols), "newest": list(self.newest)}
 
 
-def plan(connection: Connection, source: Source | None = None) -> Plan:
-    """Count what can be adopted of a schema; every row of it is read, nothing is written.
+def plan(connection: Connection, source: Source | None = None, *, progress: Tell | None = None) -> Plan:
+    """Count what can be adopted of a schema; every row of it is read and compared, nothing is written.
+
+    `progress` is called before each table, with its name, its number and how many there are.
 
     Raises:
         InputError: there is nothing to adopt, or a column is of a type that cannot be read.
@@ -76,10 +79,13 @@ def plan(connection: Connection, source: Source | None = None) -> Plan:
     """
     source = source or Source()
     prepare(connection)
-    found = tables(connection, source)
-    return Plan(
-        source=source, shares=[share_of(connection, mapping, each) for each, mapping in mappings(found, source)]
-    )
+    pairs = mappings(tables(connection, source), source)
+    shares = []
+    for number, (found, mapping) in enumerate(pairs):
+        if progress:
+            progress(found.name, number, len(pairs))
+        shares.append(share_of(connection, mapping, found))
+    return Plan(source=source, shares=shares)
 
 
 def prepare(connection: Connection) -> None:
@@ -112,10 +118,11 @@ def share_of(connection: Connection, mapping: Mapping | None, found: Found) -> S
     compared = heir.compared or [name for name in mapping.copied if name != "id"]
     known = ", ".join(f'k."{name}"' for name in compared)
     told = ", ".join(mapping.typed(name) for name in compared)
+    differs = f"{mapping.key} IS NOT NULL AND ROW({known}) IS DISTINCT FROM ROW({told})"
     statement = f"""
-        SELECT j.reason, count(*) AS rows, count({mapping.key}) AS there,
-               count(*) FILTER (WHERE {mapping.key} IS NOT NULL AND ROW({known}) IS DISTINCT FROM ROW({told})) AS differing
-        FROM ({mapping.judged}) AS j {mapping.referred} {mapping.known} GROUP BY j.reason ORDER BY count(*) DESC, j.reason
+        SELECT j.reason, count(*) AS rows, count({mapping.key}) AS there, count(*) FILTER (WHERE {differs}) AS differing
+        FROM ({mapping.judged}) AS j {mapping.referred} {mapping.known}
+        GROUP BY j.reason ORDER BY count(*) DESC, j.reason
     """
     binds = {**ALL, **mapping.source.binds(), **series(connection, mapping).binds()}
     counts = connection.execute(text(statement), binds).all()

@@ -1,11 +1,12 @@
 """The command that takes over an installation of the ancestor: the plan first, then what it shows."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from sqlalchemy import Engine
 
 from helios import adopting, db
 from helios.cli.output import json_option, show, talk
@@ -67,9 +68,9 @@ def adopt(  # noqa: PLR0913 - a parameter for each option
         migrations.refuse_pending(connection, settings.database_schema)
     if apply_it:
         copy(engine, source, rejects)
-    with db.connect(engine) as connection:
-        plan = adopting.plan(connection, source)
-    show([summary(each) for each in plan.shares], as_json=as_json, nothing="", right=NUMBERS)
+    plan = look(engine, source)
+    rows = [asdict(each) if as_json else summary(each) for each in plan.shares]
+    show(rows, as_json=as_json, nothing="", right=NUMBERS)
     if not as_json:
         tell_reasons(plan)
     if apply_it and plan.missing:
@@ -77,7 +78,19 @@ def adopt(  # noqa: PLR0913 - a parameter for each option
     return 1 if apply_it and plan.missing else 0
 
 
-def copy(engine: Any, source: adopting.Source, rejects: Path) -> None:  # noqa: ANN401 - an engine
+def look(engine: Engine, source: adopting.Source) -> adopting.Plan:
+    """Compare every row, with a bar."""
+    with Bars(TextColumn("comparing {task.description}"), BarColumn(), console=talk(), transient=True) as bars:
+        task = bars.add_task("")
+
+        def tell(table: str, number: int, of: int) -> None:
+            bars.update(task, description=table, completed=number, total=of)
+
+        with db.connect(engine) as connection:
+            return adopting.plan(connection, source, progress=tell)
+
+
+def copy(engine: Engine, source: adopting.Source, rejects: Path) -> None:
     """Copy table by table, with a bar for each."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[written]:,} rows"))
     with Bars(*columns, TimeRemainingColumn(), console=talk(), transient=True) as bars:
