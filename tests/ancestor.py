@@ -3,7 +3,7 @@
 from installation import run_sql
 from sqlalchemy import URL
 
-TIMEFRAMES = ("1m", "5m", "1h", "4h", "1d")
+TIMEFRAMES = ("1m", "1h", "1d")
 # What the ancestor checks itself is left out where a row shall break it: the tables of older versions checked less.
 TABLES = (
     """

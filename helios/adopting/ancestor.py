@@ -6,7 +6,6 @@ here neither as copied nor as left behind is reported as unknown.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from enum import StrEnum
 
 from helios.models import (
@@ -22,8 +21,7 @@ from helios.models import (
     TradingSession,
 )
 
-WEEK = timedelta(weeks=1)
-MONDAY = 4 * 86_400  # 1970-01-05, where weeks are counted from
+MONDAY = "1970-01-05T00:00Z"  # where weeks are counted from
 
 
 class Kind(StrEnum):
@@ -351,9 +349,8 @@ def about_time(interval: Interval) -> tuple[Refusal, ...]:
         ends = "((open_time AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC')"
     else:
         seconds = int(length.total_seconds())
-        # nobody says on which days periods of three begin
-        step, anchor = (86_400, 0) if interval is Interval.D3 else (seconds, MONDAY if length == WEEK else 0)
-        off = f"mod(extract(epoch FROM open_time) - {anchor}, {step}) <> 0"
+        step = 86_400 if interval is Interval.D3 else seconds  # nobody says on which days periods of three begin
+        off = f"date_bin(make_interval(secs => {step}), open_time, '{MONDAY}') <> open_time"
         ends = f"(open_time + make_interval(secs => {seconds}))"
     return (
         Refusal(

@@ -3,8 +3,8 @@
 import csv
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -79,20 +79,20 @@ class Copy:
         with self.transaction() as connection:
             total = blocks(connection, self.mapping.found)
             known = series(connection, self.mapping)
-            spans = self.spans(connection, known)
-            make_instruments(connection, self.mapping.source, sorted(spans))
+            look = self.look(connection, known)
+            make_instruments(connection, self.mapping.source, look.symbols)
             if self.mapping.heir is ORDERS:
                 make_account(connection, self.mapping.source)
         yield Progress(table=table, done=0, total=total, written=0)
-        self.make_partitions(spans)
-        written = 0
+        self.make_partitions(look.years)
+        written, path = 0, None
         for first, last in self.stretches(total, stretch):
             with self.transaction() as connection:
                 written += self.write(connection, {**self.binds(known), **place(first, last)})
             yield Progress(table=table, done=min(last or total, total), total=total, written=written)
-        with self.transaction() as connection:
-            rejected, path = self.set_aside(connection, known, rejects)
-        yield Progress(table=table, done=total, total=total, written=written, rejected=rejected, rejects=path)
+        if rejects:
+            path = self.set_aside(known, rejects, look.rejected)
+        yield Progress(table=table, done=total, total=total, written=written, rejected=look.rejected, rejects=path)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -114,31 +114,25 @@ class Copy:
         for first in range(0, max(total, 1), size):
             yield first, (first + size if first + size < total else None)
 
-    def spans(self, connection: Connection, known: Series) -> dict[str, tuple[datetime, datetime] | None]:
-        """Find the symbols of the rows that can be adopted; of candles, the first and the last of each."""
-        if "symbol" not in self.mapping.heir.columns:
-            return {}
-        span = "min(open_time), max(open_time)" if self.is_klines else "NULL, NULL"
+    def look(self, connection: Connection, known: Series) -> "Look":
+        """Look at a whole table once, before anything is written."""
+        symbol = "symbol" if "symbol" in self.mapping.heir.columns else "NULL"
+        span = "min(open_time), max(open_time)" if self.mapping.heir.model is Kline else "NULL, NULL"
         statement = f"""
-            SELECT symbol, {span} FROM ({self.mapping.judged}) AS j
-            WHERE reason IS NULL AND symbol <> '' GROUP BY symbol
+            SELECT reason IS NULL AS is_good, {symbol} AS symbol, {span}, count(*)
+            FROM ({self.mapping.judged}) AS j GROUP BY reason IS NULL, {symbol if symbol == "symbol" else "()"}
         """
-        rows = connection.execute(text(statement), self.binds(known))
-        return {symbol: (first, last) if first else None for symbol, first, last in rows}
+        look = Look()
+        for is_good, name, first, last, count in connection.execute(text(statement), self.binds(known)):
+            if not is_good:
+                look.rejected += count
+            elif name:
+                look.symbols.append(name)
+                look.years |= set(range(first.astimezone(UTC).year, last.astimezone(UTC).year + 1)) if first else set()
+        return look
 
-    @property
-    def is_klines(self) -> bool:
-        """Whether the table holds candles."""
-        return self.mapping.heir.model is Kline
-
-    def make_partitions(self, spans: dict[str, tuple[datetime, datetime] | None]) -> None:
+    def make_partitions(self, years: set[int]) -> None:
         """Make the partitions that the candles fall into, each in a transaction of its own: none holds a lock long."""
-        years = {
-            year
-            for span in spans.values()
-            if span
-            for year in range(span[0].astimezone(UTC).year, span[1].astimezone(UTC).year + 1)
-        }
         interval = self.mapping.heir.derived.get("interval", "").strip("'")
         for year in sorted(years):
             with self.transaction() as connection:
@@ -163,19 +157,29 @@ class Copy:
         """
         return connection.execute(text(statement), binds).rowcount
 
-    def set_aside(self, connection: Connection, known: Series, folder: Path | None) -> tuple[int, Path | None]:
-        """Write the rows that cannot be adopted to a file, one after the other; how many, and where."""
+    def set_aside(self, known: Series, folder: Path, count: int) -> Path | None:
+        """Write the rows that cannot be adopted to a file, one after the other; where it is, if there are any."""
+        path = folder / f"{self.mapping.source.schema}.{self.mapping.found.name}.rejects.csv"
+        if not count:
+            remove_rejects(path)
+            return None
         statement = f"""
             SELECT CAST(place AS text), reason, CAST(raw AS text) FROM ({self.mapping.judged}) AS j
-            WHERE reason IS NOT NULL ORDER BY part, place
+            WHERE reason IS NOT NULL ORDER BY part, j.place
         """
-        with connection.execution_options(stream_results=True, yield_per=1000).execute(
-            text(statement), self.binds(known)
-        ) as rows:
-            table = self.mapping.found.name
-            if folder is None:
-                return sum(1 for _ in rows), None
-            return write_rejects(folder / f"{self.mapping.source.schema}.{table}.rejects.csv", rows)
+        with self.transaction() as connection:
+            streaming = connection.execution_options(stream_results=True, yield_per=1000)
+            with streaming.execute(text(statement), self.binds(known)) as rows:
+                return write_rejects(path, rows)
+
+
+@dataclass
+class Look:
+    """What a table holds: rows that are rejected, and of the others the symbols, and the years of the candles."""
+
+    rejected: int = 0
+    symbols: list[str] = field(default_factory=list)
+    years: set[int] = field(default_factory=set)
 
 
 def make_instruments(connection: Connection, source: Source, symbols: list[str]) -> None:
@@ -219,25 +223,32 @@ def place(first: int, last: int | None) -> dict[str, str]:
     return {"first": f"({first},0)", "last": ALL["last"] if last is None else f"({last},0)"}
 
 
-def write_rejects(path: Path, rows: Iterable[Any]) -> tuple[int, Path | None]:
-    """Write rows to a CSV file, in place of an earlier one; how many, and where."""
+def write_rejects(path: Path, rows: Iterable[Any]) -> Path:
+    """Write rows to a CSV file, in place of an earlier one."""
     fresh = path.with_name(f".{path.name}.new")
-    count = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with fresh.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(HEADER)
-            for row in rows:
-                writer.writerow(row)
-                count += 1
-        if count:
-            fresh.replace(path)
-            return count, path
-        fresh.unlink()
-        path.unlink(missing_ok=True)
+            writer.writerows(rows)
+        return fresh.replace(path)
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}): name another folder for rejected rows, --rejects FOLDER"
-        ) from error
-    return 0, None
+        raise unwritable(path, error) from error
+
+
+def remove_rejects(path: Path) -> None:
+    """Remove the rejected rows of an earlier run, where there are none any more."""
+    try:
+        path.unlink(missing_ok=True)
+    except NotADirectoryError:
+        return
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """Say that the folder of rejected rows cannot be written to."""
+    return InputError(
+        f"{path} cannot be written ({error.strerror}): name another folder for rejected rows, --rejects FOLDER"
+    )

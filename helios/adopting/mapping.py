@@ -34,12 +34,22 @@ KINDS: tuple[tuple[type, Kind], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Mapping:
-    """How the rows of one table become rows of a model."""
+    """How the rows of one table become rows of a model.
+
+    Raises:
+        InputError: a column is of a type from which its value cannot be read.
+
+    """
 
     found: Found
     heir: Heir
     source: Source
     reasons: tuple[tuple[str, str], ...] = ()  # conditions of the moment, and why they refuse a row
+
+    def __post_init__(self) -> None:
+        """Write each value once: a column that cannot be read is known before anything is copied."""
+        for name in self.names:
+            self.value(name)
 
     @property
     def table(self) -> Table:
