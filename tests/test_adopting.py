@@ -356,12 +356,28 @@ def test_what_helios_holds_already_stays(installed):
     found = shares(installed)
     tables = ("ohlcv_1m", "current_prices", "orders")
     assert [1, 1, 1] == [found[name].differing for name in tables]
-    assert [0, 0, 0] == [found[name].missing for name in tables]
+    assert 0 == sum(each.missing for each in found.values())
+    assert 5 == found["order_history"].rejected["its order is there under another id"]
     assert 7 == ask(
         installed, f"SELECT open FROM {SCHEMA}.klines WHERE open_time = '2024-01-01T00:00Z' AND instrument_id = 1"
     )
     assert 5 == ask(installed, f"SELECT last_price FROM {SCHEMA}.tickers WHERE instrument_id = 1")
     assert "CANCELED" == ask(installed, f"SELECT status FROM {SCHEMA}.orders WHERE exchange_order_id = '4711'")
+
+
+def test_what_happens_to_an_order_afterwards_is_not_lost(installed):
+    """The feed changes it, the old table goes on: both are said to differ, and nothing is undone."""
+    apply(installed)
+    run_sql(
+        installed,
+        f"UPDATE {SCHEMA}.orders SET status = 'CANCELED' WHERE client_order_id = 'HLO-3'",
+        "INSERT INTO public.order_history (order_id, status, changed_at) VALUES ('HLO-3', 'REJECTED', now())",
+    )
+    apply(installed)
+    found = shares(installed)
+    assert (1, 1) == (found["orders"].differing, found["order_history"].differing)
+    assert 0 == sum(each.missing for each in found.values())
+    assert "CANCELED" == ask(installed, f"SELECT status FROM {SCHEMA}.orders WHERE client_order_id = 'HLO-3'")
 
 
 def test_an_account_of_another_market_is_refused(installed):

@@ -59,7 +59,8 @@ class Heir:
     """A table of the ancestor's, and the model that takes its rows.
 
     `derived` are columns made of the others; `needed` are values without which it is somebody else's table of that
-    name; `joined` finds what is there already, as `k`, of the row `j`.
+    name; `joined` finds what is there already, as `k`, of a row `j` with its instrument `i` and account `a`, and names
+    the tables in braces.
     """
 
     table: str
@@ -91,13 +92,12 @@ SESSION_STATUSES = {
     "ERROR": SessionStatus.FAILED,
     "RUNNING": SessionStatus.ACTIVE,
 }
-INSTRUMENT_JOINED = "k.instrument_id = i.id"
 
 TICKERS = Heir(
     table="current_prices",
     model=Ticker,
     needed=("symbol", "last_price", "event_at"),
-    joined=INSTRUMENT_JOINED,
+    joined="{tickers} AS k ON k.instrument_id = i.id",
     columns={
         "symbol": SYMBOL,
         "last_price": Column(names=("price", "last_price", "current_price")),
@@ -128,7 +128,7 @@ SESSIONS = Heir(
     table="trading_sessions",
     model=TradingSession,
     needed=("id", "strategy", "started_at"),
-    joined="k.id = j.id",
+    joined="{trading_sessions} AS k ON k.id = j.id",
     columns={
         "id": Column(names=("session_id", "id", "uuid")),
         "name": Column(names=("session_name", "name"), otherwise="'adopted'"),
@@ -162,12 +162,12 @@ ORDERS = Heir(
     table="orders",
     model=Order,
     needed=("symbol", "client_order_id", "side", "type", "status", "submitted_at"),
-    joined="""k.id IN (
-        SELECT id FROM {orders} WHERE account_id = a.id AND client_order_id = j.client_order_id
+    joined="""LATERAL (
+        SELECT * FROM {orders} WHERE account_id = a.id AND client_order_id = j.client_order_id
         UNION ALL
-        SELECT id FROM {orders}
+        SELECT * FROM {orders}
         WHERE account_id = a.id AND instrument_id = i.id AND exchange_order_id = j.exchange_order_id
-        LIMIT 1)""",
+        LIMIT 1) AS k ON true""",
     columns={
         "symbol": SYMBOL,
         "client_order_id": Column(names=("client_order_id", "order_id")),
@@ -222,9 +222,10 @@ HISTORY = Heir(
     table="order_history",
     model=OrderHistory,
     needed=("of_order", "new_status", "exchange_at"),
-    joined="k.order_id = (SELECT id FROM {orders} WHERE account_id = a.id AND client_order_id = j.of_order LIMIT 1)"
-    " AND k.version = (SELECT min(version) FROM {history} AS line WHERE line.order_id = k.order_id"
-    " AND line.new_status = j.new_status)",
+    joined="""LATERAL (
+        SELECT line.* FROM {orders} AS o JOIN {order_history} AS line ON line.order_id = o.id
+        WHERE o.account_id = a.id AND o.client_order_id = j.of_order
+        ORDER BY line.new_status = j.new_status DESC, line.version LIMIT 1) AS k ON true""",
     columns={
         "of_order": Column(names=("order_id", "client_order_id"), kind=Kind.TEXT),
         "new_status": Column(names=("status", "new_status"), words=STATUSES),
@@ -242,7 +243,7 @@ POSITIONS = Heir(
     table="positions",
     model=Position,
     needed=("symbol", "quantity"),
-    joined="false",
+    joined="{positions} AS k ON false",
     columns={
         "symbol": SYMBOL,
         "side": Column(names=("side", "position_side"), kind=Kind.TEXT),
@@ -276,7 +277,7 @@ METRICS = Heir(
     table="data_quality_metrics",
     model=DataQualityMetric,
     needed=("metric_type", "measured_at"),
-    joined="k.source = j.source AND k.measured_at = j.measured_at",
+    joined="{data_quality_metrics} AS k ON k.source = j.source AND k.measured_at = j.measured_at",
     columns={
         "number": Column(names=("id",), kind=Kind.TEXT),
         "symbol": SYMBOL,
@@ -315,7 +316,8 @@ def candles(table: str, interval: Interval) -> Heir:
         table=table,
         model=Kline,
         needed=("symbol", "open_time", "open", "high", "low", "close", "volume"),
-        joined=f"k.instrument_id = i.id AND k.interval = '{interval}' AND k.open_time = j.open_time",
+        joined=f"""{{klines}} AS k
+            ON k.instrument_id = i.id AND k.interval = '{interval}' AND k.open_time = j.open_time""",
         columns={
             "symbol": SYMBOL,
             "open_time": Column(names=("open_time", "timestamp", "ts", "time", "bucket")),

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from helios.adopting.ancestor import Column, Heir, Kind
 from helios.adopting.source import Found, Source, quoted
 from helios.errors import InputError
-from helios.models import Account, Instrument, Order, OrderHistory
+from helios.models import Account, Instrument, metadata
 from helios.models.base import Choice, Exact, UtcMoment
 
 DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's own dialects are untyped
@@ -183,9 +183,8 @@ class Mapping:
     @property
     def known(self) -> str:
         """Write the join of such a row with what is there of it, `k`."""
-        on = self.heir.joined.replace("{orders}", name_of(table_of(Order)))
-        on = on.replace("{history}", name_of(table_of(OrderHistory)))
-        return f"LEFT JOIN {name_of(self.table)} AS k ON {on}"
+        names = {table.name: name_of(table) for table in metadata.tables.values()}
+        return f"LEFT JOIN {self.heir.joined.format(**names)}"
 
     @property
     def references(self) -> dict[str, str]:

@@ -100,14 +100,22 @@ def mappings(found: list[Found], source: Source) -> list[tuple[Found, Mapping | 
     for each in found:
         if each.heir is not None and each.problem is None:
             made[each.name] = Mapping(found=each, heir=each.heir, source=source)
-    orders, history = made.get(ORDERS.table), made.get(HISTORY.table)
-    if history:
-        ids = f"SELECT client_order_id FROM ({orders.judged}) AS o WHERE reason IS NULL" if orders else "SELECT ''"
-        why = "its order is not adopted" if orders else "there is no table of orders"
-        made[HISTORY.table] = Mapping(
-            found=history.found, heir=HISTORY, source=source, reasons=((f"of_order NOT IN ({ids})", why),)
-        )
+    if history := made.get(HISTORY.table):
+        reasons = about_orders(made.get(ORDERS.table))
+        made[HISTORY.table] = Mapping(found=history.found, heir=HISTORY, source=source, reasons=reasons)
     return [(each, made.get(each.name)) for each in found]
+
+
+def about_orders(orders: Mapping | None) -> tuple[tuple[str, str], ...]:
+    """Tell of which orders no history is adopted."""
+    if orders is None:
+        return (("true", "there is no table of orders"),)
+    good = f"({orders.judged}) AS j {orders.referred} {orders.known} WHERE reason IS NULL"
+    renamed = f"{orders.key} IS NOT NULL AND k.client_order_id IS DISTINCT FROM j.client_order_id"
+    return (
+        (f"of_order NOT IN (SELECT j.client_order_id FROM {good})", "its order is not adopted"),
+        (f"of_order IN (SELECT j.client_order_id FROM {good} AND {renamed})", "its order is there under another id"),
+    )
 
 
 def share_of(connection: Connection, mapping: Mapping | None, found: Found) -> Share:
