@@ -143,10 +143,10 @@ class Mapping:
         yield from self.unfit()
 
     def senseless(self) -> Iterator[str]:
-        """Write when a value is there, and yet makes no sense."""
+        """Write when a value is there, and yet makes no sense; what is read without a choice of cases always does."""
         for name in self.told:
             column = self.heir.columns[name]
-            if column.otherwise is not None:
+            if column.otherwise is not None or "CASE" not in self.value(name):
                 continue
             kind = column.kind or kind_of(self.table, name)
             why = f"'{name} is no {kind.value}'"
@@ -159,7 +159,7 @@ class Mapping:
         """Write what the model's own table would refuse: what is missing, does not fit, or breaks a CHECK."""
         for name in self.copied:
             column = self.table.columns[name]
-            if not column.nullable:
+            if not column.nullable and name not in self.heir.needed:
                 yield f"WHEN \"{name}\" IS NULL THEN '{name} is missing'"
             if isinstance(column.type, Integer):
                 bits = 63 if isinstance(column.type, BigInteger) else 31
