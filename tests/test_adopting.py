@@ -1,7 +1,9 @@
 """Adopting an installation of the ancestor: what its plan says, what is copied, and that `public` stays as it was."""
 
 import json
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -146,7 +148,7 @@ def test_what_is_somebody_elses_is_left_alone(installed):
         "CREATE VIEW public.ohlcv_15m AS SELECT * FROM public.ohlcv_1m",
     )
     found = shares(installed)
-    assert "it is not the ancestor's: it has no column symbol or pair" in str(found["orders"].problem)
+    assert "it is another table of that name: it has no column symbol or pair" in str(found["orders"].problem)
     assert "its name tells no interval that Helios knows" == found["ohlcv_7m"].problem
     assert "it is not a table, but a view or foreign" == found["ohlcv_15m"].problem
     assert {"there is no table of orders": 7} == {
@@ -160,7 +162,7 @@ def test_what_is_somebody_elses_is_left_alone(installed):
     ("schema", "said"),
     [
         ("nowhere", "this database has no schema 'nowhere'"),
-        ("empty", "schema 'empty' holds none of the ancestor's tables"),
+        ("empty", "schema 'empty' holds no older installation's tables"),
         (SCHEMA, "'helios_trading' is Helios's own schema"),
     ],
 )
@@ -502,6 +504,16 @@ def test_stopped_after_any_stretch_and_run_again_equals_one_run(installed, adopt
     assert content(adopted) == content(installed)
 
 
+def test_two_at_once_copy_everything_once(installed, adopted):
+    """They take turns; measurements, which have no key of their own, are not doubled either."""
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda _: apply(installed, stretch=1), range(2)))
+    assert {"ohlcv_1m": 400, "orders": 3, "data_quality_metrics": 2}.items() <= {
+        table: done[0][table] + done[1][table] for table in done[0]
+    }.items()
+    assert content(adopted) == content(installed)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -509,6 +521,8 @@ def test_the_command_plans_and_copies_only_on_demand(installed, helios: Run):
     """The plan writes nothing; --apply copies, sets aside, and compares; a second one has nothing to do."""
     status, said, talk = helios("adopt", "--mode", "paper")
     assert (0, True) == (status, "ohlcv_1m" in said)
+    assert re.search(r"ohlcv_1h +1 +its interval is still running *\n", said)
+    assert re.search(r"ohlcv_1h +klines +11 +2 +0 +0 +9 *\n", said)
     assert "positions: id, entry_price, current_price, realized_pnl" in talk
     assert "orders: fills were not kept" in talk
     assert (0, False) == (ask(installed, f"SELECT count(*) FROM {SCHEMA}.klines"), Path("rejects").exists())

@@ -78,7 +78,7 @@ class Heir:
 SYMBOL = Column(names=("symbol", "pair", "trading_pair"), kind=Kind.TEXT)
 NO_SYMBOL = Refusal(when="symbol !~ '^\\S{1,64}$'", why="symbol is blank, too long, or holds white space")
 MOMENTS = ("timestamp", "ts", "time", "event_time", "updated_at")
-WRITTEN = "when the ancestor wrote a row is not when Helios did"
+WRITTEN = "when the old row was written is not when Helios wrote its own"
 STATUSES = {
     "PENDING": "PENDING_NEW",
     "SUBMITTED": "PENDING_NEW",
@@ -297,7 +297,7 @@ METRICS = Heir(
             WHEN metric_type ~* 'kline|ohlc|candle|gap|completeness|volume' THEN 'klines'
             WHEN metric_type ~* 'position' THEN 'positions'
             WHEN metric_type ~* 'order|fill|trade' THEN 'orders' END""",
-        "source": "'data_quality_metrics of the ancestor, ' || coalesce(number, md5(CAST(raw AS text)))",
+        "source": "'adopted data_quality_metrics ' || coalesce(number, md5(CAST(raw AS text)))",
         "reasons": """jsonb_path_query_array(jsonb_build_array(
             metric_type || coalesce(' = ' || metric_value, ''), CAST(metric_data AS text)), '$[*] ? (@ != null)')""",
     },

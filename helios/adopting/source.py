@@ -102,15 +102,17 @@ def tables(connection: Connection, source: Source) -> list[Found]:
 
     """
     if source.schema == metadata.schema:
-        raise InputError(f"{source.schema!r} is Helios's own schema: name the one that holds the ancestor's tables")
+        raise InputError(
+            f"{source.schema!r} is Helios's own schema: name the one that holds the older installation's tables"
+        )
     if not connection.scalar(EXISTS, {"schema": source.schema}):
         raise InputError(
-            f"this database has no schema {source.schema!r}: name the one that holds the ancestor's tables"
+            f"this database has no schema {source.schema!r}: name the one that holds the older installation's tables"
         )
     rows = connection.execute(TABLES, {"schema": source.schema, "names": list(NAMES)}).all()
     if not rows:
         raise InputError(
-            f"schema {source.schema!r} holds none of the ancestor's tables (ohlcv_1m, current_prices, orders ...): "
+            f"schema {source.schema!r} holds no older installation's tables (ohlcv_1m, current_prices, orders ...): "
             "there is nothing to adopt"
         )
     if closed := [row.name for row in rows if not row.readable]:
@@ -137,7 +139,7 @@ def look(connection: Connection, oid: int, name: str, kind: str) -> Found:
         problem = "it is not a table, but a view or foreign"
     elif absent := [each for each in heir.needed if found.named(each) is None]:
         wanted = ", ".join(" or ".join(heir.columns[each].names) for each in absent)
-        problem = f"it is not the ancestor's: it has no column {wanted}"
+        problem = f"it is another table of that name: it has no column {wanted}"
     return Found(oid=oid, name=name, heir=heir, types=types, problem=problem)
 
 

@@ -18,7 +18,9 @@ NUMBERS = ("rows", "to_copy", "there", "differing", "refused")
 
 
 @click.command(epilog="Example: helios adopt --market spot --mode paper --apply")
-@click.option("--from", "schema", default="public", show_default=True, help="Schema that holds the ancestor's tables.")
+@click.option(
+    "--from", "schema", default="public", show_default=True, help="Schema that holds the older installation's tables."
+)
 @click.option("--exchange", default="binance", show_default=True, help="Exchange that it traded at.")
 @click.option(
     "--market",
@@ -69,10 +71,12 @@ def adopt(  # noqa: PLR0913 - a parameter for each option
     if apply_it:
         copy(engine, source, rejects)
     plan = look(engine, source)
-    rows = [asdict(each) if as_json else summary(each) for each in plan.shares]
-    show(rows, as_json=as_json, nothing="", right=NUMBERS)
-    if not as_json:
-        tell_reasons(plan)
+    if as_json:
+        show([asdict(each) for each in plan.shares], as_json=True, nothing="")
+    else:
+        show([summary(each) for each in plan.shares], as_json=False, nothing="", right=NUMBERS)
+        show([each for share in plan.shares for each in refusals(share)], as_json=False, nothing="", right=NUMBERS)
+        tell_columns(plan)
     if apply_it and plan.missing:
         say(f"{plan.missing:,} rows are not there: stop what changes them, then run this again")
     return 1 if apply_it and plan.missing else 0
@@ -113,16 +117,19 @@ def summary(share: adopting.Share) -> dict[str, object]:
         "there": share.there,
         "differing": share.differing,
         "refused": sum(share.rejected.values()),
-        "because": reasons(share),
     }
 
 
-def reasons(share: adopting.Share) -> list[str]:
-    """Say why rows or the whole table cannot be adopted."""
-    return [*([share.problem] if share.problem else []), *(f"{why} ({n:,})" for why, n in share.rejected.items())]
+def refusals(share: adopting.Share) -> list[dict[str, object]]:
+    """Say why rows, or the whole table, cannot be adopted, in a line for each reason."""
+    lines: list[dict[str, object]] = []
+    if share.problem:
+        lines.append({"table": share.table, "refused": None, "because": share.problem})
+    lines += [{"table": share.table, "refused": rows, "because": why} for why, rows in share.rejected.items()]
+    return lines
 
 
-def tell_reasons(plan: adopting.Plan) -> None:
+def tell_columns(plan: adopting.Plan) -> None:
     """Say on stderr what becomes of the columns, in a line for each table and matter."""
     for share in plan.shares:
         if share.unknown:
