@@ -473,10 +473,10 @@ def test_a_partitioned_table_without_a_key_is_adopted(upgraded):
 # --- interrupted -----------------------------------------------------------------------------------------------------
 
 
-def test_killed_and_run_again_equals_one_run(installed, adopted, monkeypatch):
+def test_killed_and_run_again_equals_one_run(installed, adopted, tmp_path):
     """The command is killed while it waits for the orders' table; what it had committed is there, and nothing twice."""
     env = variables(installed, DATABASE_ROLE_PREFIX=COPIED, DATABASE_APPLICATION_NAME="helios-adopting")
-    arguments = ("helios.cli", "adopt", "--mode", "paper", "--apply")
+    arguments = ("helios.cli", "adopt", "--mode", "paper", "--apply", "--rejects", str(tmp_path))
     with engine_of(installed).begin() as trader:
         trader.execute(text(f"LOCK TABLE {SCHEMA}.orders IN EXCLUSIVE MODE"))
         process = start(*arguments, env=env)
