@@ -19,8 +19,12 @@ TYPES = {"TIMESTAMP WITH TIME ZONE": "timestamptz"}
 
 
 def diagram() -> str:
-    """Write the diagram: each table with the columns that identify it or refer to others, and a line a reference."""
-    tables = sorted(metadata.tables.values(), key=lambda table: table.name)
+    """Write the diagram: each table with the columns that identify it or refer to others, and a line a reference.
+
+    Tables that only Helios itself reads, its bookkeeping, are left out.
+    """
+    drawn = [table for table in metadata.tables.values() if not table.info.get("bookkeeping")]
+    tables = sorted(drawn, key=lambda table: table.name)
     lines = [*(line for table in tables for line in references(table)), *sorted(references_without_key())]
     for table in tables:
         lines += [f"{table.name} {{", *(f"    {row}" for row in keys(table)), "}"]
