@@ -5,6 +5,7 @@ The map, from the top; a module imports only what stands below it:
     cli                            the `helios` command: the only part that prints and asks
     testing                        tests that leave nothing behind: undo log, runs, plugin, orphans
     backfill | feed | retention    files of klines, and what the exchange says, into the tables; what is old out of them
+    adopting                       beside them: an older installation out of `public` into the tables
     quality                        how well we heard: facts, scores, alerts, for all that write
     queries                        the questions a trader asks of the tables
     db                             engines, sessions and Redis clients made from the settings

@@ -27,6 +27,7 @@ COMMANDS = {
     "mirror": "helios.cli.mirror",
     "sweep": "helios.cli.leftovers",
     "orphans": "helios.cli.leftovers",
+    "adopt": "helios.cli.adopt",
     "doctor": "helios.cli.doctor",
 }
 
