@@ -153,7 +153,9 @@ class Postgres(Program):
         self.standby_data.rename(self.data)
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         self.run([*self.command, "-D", str(self.data)])
-        until(lambda: self.answers(self.dsn, "SELECT pg_is_in_recovery()"), "the standby's start in the primary's place")
+        until(
+            lambda: self.answers(self.dsn, "SELECT pg_is_in_recovery()"), "the standby's start in the primary's place"
+        )
         until(lambda: self.answers(self.dsn, "SELECT pg_promote()"), "a promotion")
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ def write(dsn: str, seed: int, keys: int) -> None:
             if connection is None:
                 connection = psycopg2.connect(dsn)
             transaction(connection, chance, keys)
-        except psycopg2.Error:
+        except (psycopg2.Error, SystemError):  # the second where the connection ends within a COPY
             with contextlib.suppress(psycopg2.Error):
                 if connection is not None:
                     connection.close()
@@ -68,6 +68,7 @@ def some(chance: random.Random, keys: int, most: int) -> list[int]:
 
 
 def upsert_tickers(cursor: Cursor, chance: random.Random, keys: int) -> None:
+    """Write prices."""
     rows = [(each, chance.randint(1, 10**9)) for each in some(chance, keys, 60)]
     execute_values(
         cursor,
@@ -79,6 +80,7 @@ def upsert_tickers(cursor: Cursor, chance: random.Random, keys: int) -> None:
 
 
 def delete_tickers(cursor: Cursor, chance: random.Random, keys: int) -> None:
+    """Delete tickers, some to be there again at once."""
     cursor.execute(
         "DELETE FROM helios_trading.tickers WHERE instrument_id = ANY (%s) RETURNING instrument_id",
         (some(chance, keys, 20),),
@@ -90,30 +92,31 @@ def delete_tickers(cursor: Cursor, chance: random.Random, keys: int) -> None:
 
 
 def copy_candles(cursor: Cursor, chance: random.Random, _keys: int) -> None:
+    """Copy candles in the place of older ones."""
     first, series = chance.randint(0, 400_000), chance.randint(1, SERIES)
     cursor.execute(
         "DELETE FROM helios_trading.klines WHERE instrument_id = %s AND interval = '1m' AND open_time >= "
         f"{START} + %s * interval '1 minute' AND open_time < {START} + %s * interval '1 minute'",
         (series, first, first + 20),
     )
-    cursor.execute(
-        f"SELECT {START} + n * interval '1 minute' FROM generate_series(%s, %s) AS n", (first, first + 19)
-    )
+    cursor.execute(f"SELECT {START} + n * interval '1 minute' FROM generate_series(%s, %s) AS n", (first, first + 19))
     lines = "".join(f"{series}\t1m\t{at}\t2\t3\t1\t2\t{chance.random():.6f}\n" for (at,) in cursor.fetchall())
     columns = "instrument_id, interval, open_time, open, high, low, close, volume"
     cursor.copy_expert(f"COPY helios_trading.klines ({columns}) FROM STDIN", io.StringIO(lines))
 
 
 def change_candles(cursor: Cursor, chance: random.Random, _keys: int) -> None:
+    """Change or delete the newest candles of a series."""
     what = chance.choice(("UPDATE helios_trading.klines SET volume = volume + 1", "DELETE FROM helios_trading.klines"))
     cursor.execute(
-        f"{what} WHERE instrument_id = %s AND interval = '1m' AND open_time >= (SELECT max(open_time) - interval '3 min'"
-        " FROM helios_trading.klines WHERE instrument_id = %s AND interval = '1m')",
+        f"{what} WHERE instrument_id = %s AND interval = '1m' AND open_time >= (SELECT max(open_time) - "
+        "interval '3 min' FROM helios_trading.klines WHERE instrument_id = %s AND interval = '1m')",
         (series := chance.randint(1, SERIES), series),
     )
 
 
 def place_orders(cursor: Cursor, chance: random.Random, _keys: int) -> None:
+    """Copy new orders."""
     rows = [
         (uuid.uuid4().hex, chance.randint(1, ACCOUNTS), chance.randint(1, HELD), uuid.uuid4().hex)
         for _ in range(chance.randint(1, 5))
@@ -124,6 +127,7 @@ def place_orders(cursor: Cursor, chance: random.Random, _keys: int) -> None:
 
 
 def change_orders(cursor: Cursor, chance: random.Random, _keys: int) -> None:
+    """Change orders, open and ended ones."""
     status = chance.choice(("FILLED", "CANCELED", "PARTIALLY_FILLED", "NEW", "UNKNOWN"))
     cursor.execute(
         "UPDATE helios_trading.orders SET status = %s, filled_quantity = filled_quantity + 1 WHERE id IN ("
@@ -133,6 +137,7 @@ def change_orders(cursor: Cursor, chance: random.Random, _keys: int) -> None:
 
 
 def delete_orders(cursor: Cursor, chance: random.Random, _keys: int) -> None:
+    """Delete orders with their history."""
     cursor.execute(
         "SELECT id FROM helios_trading.orders WHERE account_id = %s ORDER BY id LIMIT 8 FOR UPDATE SKIP LOCKED",
         (chance.randint(1, ACCOUNTS),),
@@ -143,14 +148,16 @@ def delete_orders(cursor: Cursor, chance: random.Random, _keys: int) -> None:
 
 
 def move_positions(cursor: Cursor, chance: random.Random, _keys: int) -> None:
+    """Write positions, flat ones too."""
     cursor.execute(
-        "INSERT INTO helios_trading.positions (account_id, instrument_id, quantity, event_at) VALUES (%s, %s, %s, now())"
-        " ON CONFLICT (account_id, instrument_id, position_side) DO UPDATE SET quantity = excluded.quantity",
+        "INSERT INTO helios_trading.positions (account_id, instrument_id, quantity, event_at) VALUES "
+        "(%s, %s, %s, now()) ON CONFLICT (account_id, instrument_id, position_side) DO UPDATE SET quantity = excluded.quantity",
         (chance.randint(1, ACCOUNTS), chance.randint(1, HELD), chance.choice((0, chance.randint(-9, 9)))),
     )
 
 
 def delete_positions(cursor: Cursor, chance: random.Random, _keys: int) -> None:
+    """Delete positions."""
     cursor.execute(
         "DELETE FROM helios_trading.positions WHERE account_id = %s AND instrument_id = %s",
         (chance.randint(1, ACCOUNTS), chance.randint(1, HELD)),
@@ -158,6 +165,7 @@ def delete_positions(cursor: Cursor, chance: random.Random, _keys: int) -> None:
 
 
 def rename(cursor: Cursor, chance: random.Random, keys: int) -> None:
+    """Rename an instrument, some to a name that it had before."""
     which = chance.choice((chance.randint(1, HOT), chance.randint(1, keys)))
     cursor.execute(
         "UPDATE helios_trading.instruments SET symbol = %s WHERE id = %s", (f"C{which}-{chance.randint(0, 2)}", which)
@@ -165,6 +173,7 @@ def rename(cursor: Cursor, chance: random.Random, keys: int) -> None:
 
 
 def write_to_partition(cursor: Cursor, chance: random.Random, _keys: int) -> None:
+    """Write to a partition directly, as the owner may."""
     cursor.execute(
         "SELECT relid FROM pg_partition_tree('helios_trading.klines') WHERE isleaf AND pg_get_expr("
         "(SELECT relpartbound FROM pg_class WHERE oid = relid), relid) LIKE '%2025-01-01%' ORDER BY relid::oid LIMIT 1"
@@ -173,6 +182,7 @@ def write_to_partition(cursor: Cursor, chance: random.Random, _keys: int) -> Non
 
 
 def empty_positions(cursor: Cursor, _chance: random.Random, _keys: int) -> None:
+    """Empty a table."""
     cursor.execute("TRUNCATE helios_trading.positions")
 
 

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psycopg2
-from chaos_mirror_servers import Postgres, Valkey, until
+from chaos_mirror_servers import Postgres, Valkey
 from chaos_mirror_writers import fill, write
 
 from helios import db, mirrors, schema
@@ -35,6 +35,7 @@ from helios.mirrors.relay import PASSING
 from helios.settings import Settings
 
 WRITERS = 4
+PLACE = mirrors.Place("helios", "helios_trading")
 LIMIT = 30.0  # seconds within which both sides are equal after a round
 FORK = multiprocessing.get_context("fork")  # a new interpreter for each would cost more than the round
 Process = multiprocessing.process.BaseProcess
@@ -60,7 +61,7 @@ class Scene:
     chance: random.Random
     writes: Callable[[str, int, int], None] = write
     relays: bool = True
-    place: mirrors.Place = mirrors.Place("helios", "helios_trading")
+    place: mirrors.Place = PLACE
     writers: list[Process] = field(default_factory=list)
     relaying: list[Process] = field(default_factory=list)
     sleeping: list[Process] = field(default_factory=list)
@@ -93,14 +94,17 @@ class Scene:
     # --- what happens ------------------------------------------------------------------------------------------
 
     def writer_killed(self) -> None:
+        """Kill a writer wherever it stands."""
         ended(self.chosen(self.writers))
         self.new_writer()
 
     def relay_killed(self) -> None:
+        """Kill a relay, and start another."""
         ended(self.chosen(self.relaying))
         self.new_relay()
 
     def second_relay(self) -> None:
+        """Have two relays at once, or three."""
         self.new_relay()
 
     def zombie_relay(self) -> None:
@@ -119,17 +123,21 @@ class Scene:
             self.relaying.append(zombie)
 
     def valkey_paused(self) -> None:
+        """Stop Valkey for up to a second."""
         self.valkey.tell(signal.SIGSTOP)
         self.pause(0.1, 1)
         self.valkey.tell(signal.SIGCONT)
 
     def valkey_emptied(self) -> None:
+        """Empty it."""
         self.valkey.client.flushall()
 
     def valkey_restarted_empty(self) -> None:
+        """Kill it, and start it empty."""
         self.valkey.restart(older=False)
 
     def valkey_restarted_with_old_dump(self) -> None:
+        """Kill it, and start it with what it held a moment ago."""
         self.valkey.keep_copy()
         self.pause()
         self.valkey.restart(older=True)
@@ -145,19 +153,23 @@ class Scene:
         self.evicted.update(gone)
 
     def postgres_restarted(self) -> None:
+        """Restart PostgreSQL in order."""
         self.postgres.stop(crash=False)
         self.postgres.start()
 
     def postgres_crashed(self) -> None:
+        """End it at once: commits that were not flushed are lost."""
         self.postgres.stop(crash=True)
         self.postgres.start()
 
     def postgres_put_back(self) -> None:
+        """Put a copy back that is older than what was mirrored."""
         self.postgres.keep_copy()
         self.pause()
         self.postgres.put_back()
 
     def standby_promoted(self) -> None:
+        """Promote a standby that lagged."""
         self.postgres.follow()
         self.pause()
         self.postgres.cut()

@@ -20,7 +20,7 @@ def relayed(database, valkey, monkeypatch):
     client = Redis.from_url(valkey.render_as_string(hide_password=False))
     run_sql(
         database,
-        "INSERT INTO helios_trading.instruments (exchange, market, symbol) VALUES ('x', 'spot', 'A'), ('x', 'spot', 'B')",
+        "INSERT INTO helios_trading.instruments (exchange, market, symbol) VALUES ('x', 'spot', 'A')",
         "INSERT INTO helios_trading.accounts (exchange, market, name) VALUES ('x', 'spot', 'main')",
         f"INSERT INTO helios_trading.orders (id, account_id, instrument_id, client_order_id, side, type, status, "
         f"submitted_at) VALUES ('{uuid.uuid4()}', 1, 1, 'x', 'BUY', 'LIMIT', 'NEW', now())",
@@ -42,7 +42,7 @@ def test_a_batch_in_which_orders_only_end(relayed, database):
 def test_half_a_batch_under_the_old_token_is_impossible(relayed, database, monkeypatch):
     """A relay that dies in a long batch, and PostgreSQL that goes back just then: all is mirrored anew."""
     monkeypatch.setattr(relay_module, "AT_ONCE", 1)
-    source, store = relayed.sides()
+    _, store = relayed.sides()
     whole = store.write
     written = []
 

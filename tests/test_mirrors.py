@@ -32,12 +32,38 @@ def test_first(home_of_mirrors: Engine, valkey: URL):
     relay = mirrors.Relay(home_of_mirrors, client)
     assert relay.step()
     with home_of_mirrors.begin() as c:
-        i = c.scalar(text("INSERT INTO helios_trading.instruments (exchange, market, symbol) VALUES ('binance','spot','A:B{') RETURNING id"))
-        a = c.scalar(text("INSERT INTO helios_trading.accounts (exchange, market, name) VALUES ('binance','spot','main') RETURNING id"))
-        c.execute(text("INSERT INTO helios_trading.tickers (instrument_id, last_price, event_at) VALUES (:i, 1.50, now())"), {"i": i})
-        c.execute(text("INSERT INTO helios_trading.klines (instrument_id, interval, open_time, open, high, low, close, volume) SELECT :i, '1m', timestamptz '2025-01-01Z' + n * interval '1 minute', 1, 2, 1, 2, 5 FROM generate_series(1, 300) n"), {"i": i})
-        c.execute(text("INSERT INTO helios_trading.orders (id, account_id, instrument_id, client_order_id, side, type, status, submitted_at) VALUES (gen_random_uuid(), :a, :i, 'x', 'BUY', 'LIMIT', 'NEW', now())"), {"i": i, "a": a})
-        c.execute(text("INSERT INTO helios_trading.positions (account_id, instrument_id, quantity, event_at) VALUES (:a, :i, 3, now())"), {"i": i, "a": a})
+        i = c.scalar(
+            text(
+                "INSERT INTO helios_trading.instruments (exchange, market, symbol) VALUES ('binance','spot','A:B{') RETURNING id"
+            )
+        )
+        a = c.scalar(
+            text(
+                "INSERT INTO helios_trading.accounts (exchange, market, name) VALUES ('binance','spot','main') RETURNING id"
+            )
+        )
+        c.execute(
+            text("INSERT INTO helios_trading.tickers (instrument_id, last_price, event_at) VALUES (:i, 1.50, now())"),
+            {"i": i},
+        )
+        c.execute(
+            text(
+                "INSERT INTO helios_trading.klines (instrument_id, interval, open_time, open, high, low, close, volume) SELECT :i, '1m', timestamptz '2025-01-01Z' + n * interval '1 minute', 1, 2, 1, 2, 5 FROM generate_series(1, 300) n"
+            ),
+            {"i": i},
+        )
+        c.execute(
+            text(
+                "INSERT INTO helios_trading.orders (id, account_id, instrument_id, client_order_id, side, type, status, submitted_at) VALUES (gen_random_uuid(), :a, :i, 'x', 'BUY', 'LIMIT', 'NEW', now())"
+            ),
+            {"i": i, "a": a},
+        )
+        c.execute(
+            text(
+                "INSERT INTO helios_trading.positions (account_id, instrument_id, quantity, event_at) VALUES (:a, :i, 3, now())"
+            ),
+            {"i": i, "a": a},
+        )
     assert relay.step()
     assert not relay.step()
     with home_of_mirrors.connect() as c:
@@ -58,6 +84,7 @@ def test_first(home_of_mirrors: Engine, valkey: URL):
     client.delete(m.place.key("ticker", "binance", "spot", "A:B{"))
     assert ["missing"] == [d.kind for d in mirrors.check(relay).differences]
     from helios.mirrors.auditing import Audit
+
     assert 1 == Audit(relay).step()
     assert not mirrors.check(relay).differences
     relay.close()
