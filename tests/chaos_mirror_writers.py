@@ -151,7 +151,8 @@ def move_positions(cursor: Cursor, chance: random.Random, _keys: int) -> None:
     """Write positions, flat ones too."""
     cursor.execute(
         "INSERT INTO helios_trading.positions (account_id, instrument_id, quantity, event_at) VALUES "
-        "(%s, %s, %s, now()) ON CONFLICT (account_id, instrument_id, position_side) DO UPDATE SET quantity = excluded.quantity",
+        "(%s, %s, %s, now()) ON CONFLICT (account_id, instrument_id, position_side) "
+        "DO UPDATE SET quantity = excluded.quantity",
         (chance.randint(1, ACCOUNTS), chance.randint(1, HELD), chance.choice((0, chance.randint(-9, 9)))),
     )
 

@@ -318,11 +318,13 @@ def chaos(rounds: int, seed: int, keys: int, say: Callable[[str], object] = lamb
     with scene(seed, keys) as at:
         for number in range(1, rounds + 1):
             before = at.done.copy()
-            at.round()
             try:
+                at.round()
                 found, seconds = compared(at)
             except mirrors.BehindError as error:
                 found, seconds = [mirrors.Difference(key="", kind=str(error), expected=None, found=None)], LIMIT
+            except KeyboardInterrupt:  # what was done so far counts
+                break
             took.append(seconds)
             happened = ", ".join((at.done - before).keys())
             wrong += [{"round": number, "after": happened, **asdict(each)} for each in found]
@@ -332,7 +334,7 @@ def chaos(rounds: int, seed: int, keys: int, say: Callable[[str], object] = lamb
             written_again(at)
         return {
             "seed": seed,
-            "rounds": rounds,
+            "rounds": len(took),
             "keys": keys,
             "rounds_wrong": len({each["round"] for each in wrong}),
             "median_seconds": round(statistics.median(took), 2),

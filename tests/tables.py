@@ -18,6 +18,8 @@ from helios.models import metadata
 SCHEMA = str(metadata.schema)
 REVISIONS = Path(__file__).parent.parent / "migrations" / "versions"
 
+REVISION_NAMES = sorted(file.name.partition("_")[0] for file in REVISIONS.glob("*.py"))
+
 SESSION = "01900000-0000-7000-8000-00000000000a"
 GRID = "01900000-0000-7000-8000-00000000000b"
 ORDER = "01900000-0000-7000-8000-00000000000c"
@@ -184,6 +186,9 @@ GOOD: dict[str, dict[str, str]] = {
         "realized_pnl": "-1",
         "event_at": DAY,
     },
+    "mirror_outbox": {"subject": "ticker", "key": "1"},
+    "mirror_points": {"bucket": "x", "number": "1", "token": "t", "snapshot": "1:1:"},
+    "mirror_state": {"bucket": "x", "server": "1", "form": "1"},
 }
 
 
@@ -216,7 +221,8 @@ def run(connection: Connection, schema: str, step: str) -> None:
     """Run `upgrade` or `downgrade` of the revisions in a schema, as migrations do: the one place to swap them in."""
     look_into(connection, schema)
     with Operations.context(MigrationContext.configure(connection)):
-        getattr(revision("0001"), step)()
+        for name in REVISION_NAMES if step == "upgrade" else reversed(REVISION_NAMES):
+            getattr(revision(name), step)()
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def revise(tmp_path: Path, database: URL) -> Callable[[dict[str, str]], Alembic]
 
     def add(content: dict[str, str]) -> Alembic:
         (tmp_path / "more").mkdir()
-        (tmp_path / "more" / "9999_test.py").write_text(REVISION.format(revision="9999", parent="0001", **content))
+        (tmp_path / "more" / "9999_test.py").write_text(REVISION.format(revision="9999", parent="0002", **content))
         lines = (
             (ROOT / "alembic.ini")
             .read_text()
@@ -72,7 +72,7 @@ def revise(tmp_path: Path, database: URL) -> Callable[[dict[str, str]], Alembic]
         ini.write_text(lines.replace("[alembic]", "[alembic]\npath_separator = os"))
         return lambda *arguments, **more: start("alembic", "-c", str(ini), *arguments, env=variables(database, **more))
 
-    alembic("upgrade", "0001", env=variables(database))
+    alembic("upgrade", "0002", env=variables(database))
     return add
 
 
@@ -138,7 +138,7 @@ def test_an_upgrade_that_cannot_get_its_lock_names_who_holds_it(database, revise
         _, talk = finish(run("upgrade", "head", DATABASE_LOCK_TIMEOUT="0.1", DATABASE_MIGRATION_WAIT="1"), expected=1)
     assert f"pid {pid}" in talk.strip().splitlines()[-1]
     assert "Traceback" not in talk
-    assert "0001" == ask(database, f"SELECT version_num FROM {SCHEMA}.alembic_version")
+    assert "0002" == ask(database, f"SELECT version_num FROM {SCHEMA}.alembic_version")
 
 
 def test_a_second_migrator_that_waits_too_long_names_the_first(database, revise):
@@ -168,7 +168,7 @@ def test_an_index_is_built_concurrently_part_by_part(database, revise):
     finish(run("check"), expected=255)  # the models do not know this index: the check sees it once, not per partition
     mark = f"SELECT format('COMMENT ON SCHEMA {SCHEMA} IS %L', :line)"
     run_sql(database, ask(database, mark, line=line_of_marker(database)))
-    finish(run("downgrade", "0001"))
+    finish(run("downgrade", "0002"))
     assert 0 == ask(database, INDEXES.replace("%'", "'"))
 
 

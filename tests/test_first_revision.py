@@ -12,7 +12,7 @@ from alembic.operations import Operations
 from alembic.operations.ops import CreateTableOp, UpgradeOps
 from sqlalchemy import BLANK_SCHEMA, URL, Connection, Engine, MetaData, create_engine, text
 from sqlalchemy.dialects import postgresql
-from tables import REVISIONS, SCHEMA, catalog, look_into, revision, run
+from tables import REVISION_NAMES, REVISIONS, SCHEMA, catalog, look_into, revision, run
 
 from helios.models import metadata
 
@@ -154,7 +154,7 @@ def test_default_privileges_do_not_reach_partitions(connection: Connection) -> N
         f"AND relnamespace = '\"{SCHEMA}\"'::regnamespace "
         "AND EXISTS (SELECT FROM aclexplode(relacl) WHERE grantee = 0) GROUP BY relispartition"
     )
-    assert [(False, 15)] == connection.execute(open_to_all).all()
+    assert [(False, 18)] == connection.execute(open_to_all).all()
     assert 16 * 6 == len(catalog(connection, SCHEMA)["partitions"])
 
 
@@ -165,7 +165,8 @@ def offline(step: str) -> str:
         dialect=postgresql.dialect(paramstyle="named"), opts={"as_sql": True, "output_buffer": out}
     )
     with Operations.context(context):
-        getattr(revision("0001"), step)()
+        for name in REVISION_NAMES if step == "upgrade" else reversed(REVISION_NAMES):
+            getattr(revision(name), step)()
     return out.getvalue()
 
 

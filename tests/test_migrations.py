@@ -32,7 +32,7 @@ SCHEMA = "helios_trading"
 PUBLIC = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
 TYPES_IN_PUBLIC = "SELECT count(*) FROM pg_type WHERE typnamespace = 'public'::regnamespace"
 TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname = :schema"
-HEAD = "0001"
+HEAD = "0002"
 
 
 def mark(url: URL, name: str, schema: str = SCHEMA) -> None:
@@ -191,8 +191,8 @@ def test_both_url_schemes_work(database, scheme):
     assert HEAD == version(database)
 
 
-def test_names_of_63_characters_give_four_roles(cluster, monkeypatch):
-    """Names are cut with a hash, so that the four stay four, each of at most 63 bytes, and the upgrade works."""
+def test_names_of_63_characters_give_five_roles(cluster, monkeypatch):
+    """Names are cut with a hash, so that the five stay five, each of at most 63 bytes, and the upgrade works."""
     name, schema = "d" * 63, "s" * 63
     with engine_of(cluster).execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
@@ -201,10 +201,10 @@ def test_names_of_63_characters_give_four_roles(cluster, monkeypatch):
             use(monkeypatch, url, schema)
             migrations.upgrade()
             roles = roles_of(Settings.from_environment(), name)
-            names = {roles.owner, roles.writer, roles.reader, roles.monitor}
+            names = {roles.owner, roles.writer, roles.reader, roles.monitor, roles.relay}
             assert [] == missing(url, schema)
             assert (
-                4
+                5
                 == len(names)
                 == ask(url, "SELECT count(*) FROM pg_roles WHERE rolname = ANY (:names)", names=list(names))
             )
@@ -471,7 +471,7 @@ def test_printed_sql_needs_no_server():
 def test_pending_tells_what_a_database_lacks(database, monkeypatch):
     """What a service asks at its start: everything before the upgrade, nothing after, an error when it is ahead."""
     with engine_of(database).connect() as connection:
-        assert [HEAD] == migrations.pending(connection, SCHEMA)
+        assert ["0001", HEAD] == migrations.pending(connection, SCHEMA)
     use(monkeypatch, database)
     migrations.upgrade()
     with engine_of(database).connect() as connection:

@@ -61,5 +61,5 @@ def test_helios_upgrade_in_an_empty_environment(wheel, database, tmp_path):
         [python, "-m", "helios.cli", "upgrade"], env=env, cwd=home, capture_output=True, text=True, check=False
     )
     assert 0 == done.returncode, done.stderr
-    assert "0001" == ask(database, "SELECT version_num FROM helios_trading.alembic_version")
+    assert "0002" == ask(database, "SELECT version_num FROM helios_trading.alembic_version")
     assert [] == list(home.iterdir())

@@ -227,7 +227,7 @@ def refuse_foreign(source: Source, store: Store) -> None:
     if store.token is not None and store.token.partition(":")[0] != source.home.server:
         place = source.home.place
         raise ForeignError(
-            f"Redis holds mirrors of schema {place.schema!r}, database {place.database!r} of another PostgreSQL server: "
+            f"Redis holds mirrors of schema {place.schema!r}, database {place.database!r} of another PostgreSQL: "
             "give each its own Redis (REDIS_URL, another number of database does), or, where that server is no more, "
             "run `helios mirror rebuild --take-over`"
         )

@@ -151,8 +151,7 @@ def commands_of(writes: Writes) -> Iterator[bytes]:
         yield packed("DEL", *gone, *whole)
     for key, fields in (*writes.fields.items(), *writes.hashes.items()):
         if fields is not None:
-            told = [part for name, text in fields.items() if text is not None for part in (name, text)]
-            if told:
+            if told := [part for name, text in fields.items() if text is not None for part in (name, text)]:
                 yield packed("HSET", key, *told)
             if lacking := [name for name, text in fields.items() if text is None]:
                 yield packed("HDEL", key, *lacking)

@@ -17,17 +17,20 @@ depends_on = None
 
 MOMENT = sa.DateTime(timezone=True)
 OPEN = "status IN ('PENDING_NEW', 'NEW', 'PARTIALLY_FILLED', 'PENDING_CANCEL', 'UNKNOWN')"
-# table: subject, the columns of its key, the key as text, which rows count
-FOLLOWED = {
-    "tickers": ("ticker", "instrument_id", "instrument_id::text", ""),
-    "klines": ("series", "instrument_id, interval", "concat(instrument_id, '|', interval)", ""),
-    "orders": ("order", "account_id, id", "concat(account_id, '|', id)", f"WHERE {OPEN}"),
+# table: subject, the columns of its key, the key as text
+ROWS = {
+    "tickers": ("ticker", "instrument_id", "instrument_id::text"),
     "positions": (
         "position",
         "account_id, instrument_id, position_side",
         "concat(account_id, '|', instrument_id, '|', position_side)",
-        "",
     ),
+}
+# The same, and which rows count: where a row may cease to count, or moves to another partition, an update has to look
+# at what was before; each row of klines is one of a series.
+FOLLOWED = {
+    "klines": ("series", "instrument_id, interval", "concat(instrument_id, '|', interval)", ""),
+    "orders": ("order", "account_id, id", "concat(account_id, '|', id)", f"WHERE {OPEN}"),
 }
 # Tables whose names are part of the keys in Redis: an update counts where it changes one of these columns.
 NAMING = {
@@ -35,7 +38,8 @@ NAMING = {
     "accounts": ("account", "id, exchange, name"),
 }
 FUNCTIONS = (
-    *(f"mirror_{table}()" for table in (*FOLLOWED, *NAMING)),
+    *(f"mirror_{table}()" for table in (*ROWS, *FOLLOWED, *NAMING)),
+    *(f"mirror_moved_{table}()" for table in ROWS),
     "mirror_all()",
     "mirror_series(regclass)",
     "empty_mirror_outbox()",
@@ -44,6 +48,10 @@ FUNCTIONS = (
 
 def upgrade() -> None:
     create_bookkeeping()
+    for table, (subject, columns, key) in ROWS.items():
+        create_function(table, f"INSERT INTO mirror_outbox (subject, key) SELECT '{subject}', {key} FROM changed;")
+        create_triggers(table, "NEW TABLE AS changed")
+        create_moved(table, subject, columns)
     for table, (subject, columns, key, where) in FOLLOWED.items():
         create_function(
             table,
@@ -139,8 +147,8 @@ def create_bookkeeping() -> None:
     # No batch yet: no Redis holds this token, so the first relay mirrors everything.
     op.execute("INSERT INTO mirror_state (bucket, server, form) VALUES ('0', 0, '')")
     op.execute(
-        "INSERT INTO mirror_points (bucket, number, token, snapshot) "
-        "VALUES ('0', 0, 'nothing yet', pg_current_snapshot()::text)"
+        "INSERT INTO mirror_points (bucket, number, token, snapshot, relayed_at) "
+        "VALUES ('0', 0, 'nothing yet', '1:1:', '1970-01-01 00:00:00+00')"
     )
 
 
@@ -154,13 +162,28 @@ def create_function(table: str, body: str) -> None:
         END
         $$
     """)
-    op.execute(f"COMMENT ON FUNCTION mirror_{table}() IS 'Writes which {table} changed to mirror_outbox'")
+    op.execute(f"COMMENT ON FUNCTION mirror_{table}() IS 'Writes to mirror_outbox what changed'")
 
 
-def create_triggers(table: str) -> None:
+def create_moved(table: str, subject: str, columns: str) -> None:
+    """Follow the key that an update takes away; it costs nothing where no column of the key is set."""
+    names = columns.split(", ")
+    old = ", ".join(f"OLD.{name}" for name in names)
+    new = ", ".join(f"NEW.{name}" for name in names)
+    create_function(
+        f"moved_{table}",
+        f"INSERT INTO mirror_outbox (subject, key) VALUES ('{subject}', concat_ws('|', {old}));",
+    )
+    op.execute(f"""
+        CREATE TRIGGER mirror_moved AFTER UPDATE OF {columns} ON {table}
+        FOR EACH ROW WHEN (({old}) IS DISTINCT FROM ({new})) EXECUTE FUNCTION mirror_moved_{table}()
+    """)
+
+
+def create_triggers(table: str, of_update: str = "OLD TABLE AS former NEW TABLE AS changed") -> None:
     for event, transition in (
         ("insert", "NEW TABLE AS changed"),
-        ("update", "OLD TABLE AS former NEW TABLE AS changed"),
+        ("update", of_update),
         ("delete", "OLD TABLE AS changed"),
     ):
         op.execute(f"""
@@ -180,7 +203,7 @@ def create_partition_triggers() -> None:
         $$
     """)
     op.execute("COMMENT ON FUNCTION mirror_all() IS 'Writes to mirror_outbox that everything is to be mirrored anew'")
-    for table in (*FOLLOWED, *NAMING):
+    for table in (*ROWS, *FOLLOWED, *NAMING):
         op.execute(f"""
             CREATE TRIGGER mirror_all AFTER TRUNCATE ON {table}
             FOR EACH STATEMENT EXECUTE FUNCTION mirror_all()

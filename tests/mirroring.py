@@ -1,0 +1,132 @@
+"""A database with tables and a relay of its own, for tests of the mirrors."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from io import StringIO
+from typing import Any
+
+import pytest
+from redis import Redis
+from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy.pool import NullPool
+
+from helios import mirrors, schema
+from helios.mirrors.auditing import Audit
+from helios.models import metadata
+
+SCHEMA = str(metadata.schema)
+MIRRORED = "order_history, orders, positions, tickers, klines, accounts, instruments"
+
+
+class Scene:
+    """Helios's tables, a Redis and a relay, with an instrument and an account that have the id 1."""
+
+    now = datetime(2025, 3, 1, 12, tzinfo=UTC)
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        self.engine: Engine = create_engine(url, poolclass=NullPool)
+
+    def begin(self, valkey: URL) -> None:
+        tables = ", ".join(f"{SCHEMA}.{table}" for table in MIRRORED.split(", "))
+        self.run(
+            f"TRUNCATE {tables}, {SCHEMA}.mirror_outbox RESTART IDENTITY CASCADE",
+            f"INSERT INTO {SCHEMA}.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'BTC:USDT')",
+            f"INSERT INTO {SCHEMA}.accounts (exchange, market, name) VALUES ('binance', 'spot', 'main')",
+        )
+        self.client = Redis.from_url(valkey.render_as_string(hide_password=False))
+        self.relay = mirrors.Relay(self.engine, self.client)
+        self.place = mirrors.Place(str(self.url.database), SCHEMA)
+        self.client.delete(self.place.token)
+        assert self.step()
+        self.run(f"TRUNCATE {SCHEMA}.mirror_outbox")
+
+    def end(self) -> None:
+        while self.step():
+            pass
+        assert () == mirrors.check(self.relay).differences
+        self.relay.close()
+        self.client.close()
+
+    def step(self) -> bool:
+        return self.relay.step()
+
+    def audit(self) -> int:
+        return Audit(self.relay).step()
+
+    def run(self, *statements: str) -> None:
+        with self.engine.begin() as connection:
+            for each in statements:
+                connection.exec_driver_sql(each.replace("%", "%%"))
+
+    def copy(self, statement: str, rows: str) -> None:
+        with self.engine.begin() as connection, connection.connection.cursor() as cursor:
+            cursor.copy_expert(statement, StringIO(rows))
+
+    def ask(self, question: str) -> list[tuple[Any, ...]]:
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(question))]
+
+    def outbox(self) -> list[tuple[str, str]]:
+        return self.ask(f"SELECT subject, key FROM {SCHEMA}.mirror_outbox")
+
+    def outbox_since(self) -> list[tuple[str, str]]:
+        """What waits to be relayed."""
+        with self.relay.source.reading():
+            changes, _, entries = self.relay.source.changes()
+        return [changes] if entries else []
+
+    def role(self, kind: str) -> str:
+        return f"{self.url.database}_{SCHEMA}_{kind}"
+
+    def login(self, kind: str) -> Engine:
+        name = f"{kind}_{self.url.database}"
+        self.run(f"CREATE ROLE {name} LOGIN IN ROLE {self.role(kind)}")
+        return create_engine(self.url.set(username=name), poolclass=NullPool)
+
+    def order(self, name: str, status: str = "NEW") -> str:
+        return f"""
+            INSERT INTO {SCHEMA}.orders
+                (id, account_id, instrument_id, client_order_id, side, type, status, price, submitted_at)
+            VALUES (gen_random_uuid(), 1, 1, '{name}', 'BUY', 'LIMIT', '{status}', 1.10, now())
+        """
+
+    def key(self, table: str, *name: str) -> str:
+        return self.place.key(table, *name)
+
+    def ticker(self, symbol: str = "BTC:USDT") -> Any:
+        found = self.client.get(self.key("ticker", "binance", "spot", symbol))
+        return found and json.loads(found)
+
+    def klines(self, interval: str = "1m", symbol: str = "BTC:USDT") -> str | None:
+        found = self.client.get(self.key("klines", "binance", "spot", symbol, interval))
+        return found and found.decode()
+
+    def hash(self, table: str, account: str = "main") -> dict[str, str] | None:
+        with self.engine.connect() as connection:
+            mirror = mirrors.Mirror.of(connection, self.client)
+        seen = mirror.hashes(self.key(table, "binance", account))
+        assert seen is not None
+        return seen.contents[0]
+
+
+@contextmanager
+def scene_of(cluster: URL) -> Iterator[Scene]:
+    """Make a database with all tables; it is dropped at the end."""
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    admin = create_engine(cluster, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f'CREATE DATABASE "{name}"'))
+    url = cluster.set(database=name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+        patch.delenv("DATABASE_MIGRATION_URL", raising=False)
+        schema.upgrade()
+    try:
+        yield Scene(url)
+    finally:
+        with admin.connect() as connection:
+            connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
