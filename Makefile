@@ -1,8 +1,8 @@
 # make demo    a fresh clone to klines in a schema of their own
 # make test    a fresh clone to a green suite
 # make check   types, lint, layers
-# make bench   loading and queries beside their peers: tables, and JSON in bench.json (FILES=... for files of your own)
-# make chaos   the long runs: servers, migrations and loads killed again and again
+# make bench   loading, queries and mirrors beside their peers: tables, and JSON in bench.json (FILES=... for files of your own)
+# make chaos   the long runs: servers, migrations, loads and mirrors killed again and again
 # make clean   remove what these made
 #
 # Needs Python 3.11 or newer with its venv module, and make; PYTHON=... chooses another Python.
@@ -10,6 +10,7 @@
 FILES ?=
 KILLS ?= 50
 LOADS ?= 200
+ROUNDS ?= 100
 BENCH ?= --json bench.json
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$each" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$each" && break; done)
@@ -30,6 +31,7 @@ chaos: .venv/developing
 	@.venv/bin/python tests/chaos_servers.py $(KILLS)
 	@HELIOS_KILLS=$(KILLS) .venv/bin/python -m pytest tests/test_migrations.py -k "killed" $(TESTS)
 	@PYTHONPATH=scripts .venv/bin/python tests/chaos_backfill.py $(LOADS)
+	@PYTHONPATH=scripts .venv/bin/python tests/chaos_mirrors.py $(ROUNDS)
 
 bench: .venv/benchmarking
 	@.venv/bin/python -m benchmarks $(BENCH) $(FILES)
