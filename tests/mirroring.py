@@ -31,6 +31,7 @@ class Scene:
         self.engine: Engine = create_engine(url, poolclass=NullPool)
 
     def begin(self, valkey: URL) -> None:
+        """Empty the tables, make the two rows, and mirror them."""
         tables = ", ".join(f"{SCHEMA}.{table}" for table in MIRRORED.split(", "))
         self.run(
             f"TRUNCATE {tables}, {SCHEMA}.mirror_outbox RESTART IDENTITY CASCADE",
@@ -45,6 +46,7 @@ class Scene:
         self.run(f"TRUNCATE {SCHEMA}.mirror_outbox")
 
     def end(self) -> None:
+        """Relay what is left, and find both sides alike."""
         while self.step():
             pass
         assert () == mirrors.check(self.relay).differences
@@ -52,25 +54,31 @@ class Scene:
         self.client.close()
 
     def step(self) -> bool:
+        """Let the relay look once."""
         return self.relay.step()
 
     def audit(self) -> int:
+        """Let the relay look at the first slice of its audit."""
         return Audit(self.relay).step()
 
     def run(self, *statements: str) -> None:
+        """Run statements in one transaction."""
         with self.engine.begin() as connection:
             for each in statements:
                 connection.exec_driver_sql(each.replace("%", "%%"))
 
     def copy(self, statement: str, rows: str) -> None:
+        """Send rows by COPY."""
         with self.engine.begin() as connection, connection.connection.cursor() as cursor:
             cursor.copy_expert(statement, StringIO(rows))
 
     def ask(self, question: str) -> list[tuple[Any, ...]]:
+        """Ask for rows."""
         with self.engine.connect() as connection:
             return [tuple(row) for row in connection.execute(text(question))]
 
     def outbox(self) -> list[tuple[str, str]]:
+        """Tell all entries of the outbox."""
         return self.ask(f"SELECT subject, key FROM {SCHEMA}.mirror_outbox")
 
     def outbox_since(self) -> list[tuple[str, str]]:
@@ -80,14 +88,17 @@ class Scene:
         return [changes] if entries else []
 
     def role(self, kind: str) -> str:
+        """Name a group role."""
         return f"{self.url.database}_{SCHEMA}_{kind}"
 
     def login(self, kind: str) -> Engine:
+        """Make a login that is a member of a group role."""
         name = f"{kind}_{self.url.database}"
         self.run(f"CREATE ROLE {name} LOGIN IN ROLE {self.role(kind)}")
         return create_engine(self.url.set(username=name), poolclass=NullPool)
 
     def order(self, name: str, status: str = "NEW") -> str:
+        """Write the statement of an order."""
         return f"""
             INSERT INTO {SCHEMA}.orders
                 (id, account_id, instrument_id, client_order_id, side, type, status, price, submitted_at)
@@ -95,17 +106,21 @@ class Scene:
         """
 
     def key(self, table: str, *name: str) -> str:
+        """Name a key in Redis."""
         return self.place.key(table, *name)
 
     def ticker(self, symbol: str = "BTC:USDT") -> Any:
+        """Read a mirrored ticker."""
         found = self.client.get(self.key("ticker", "binance", "spot", symbol))
         return found and json.loads(found)
 
     def klines(self, interval: str = "1m", symbol: str = "BTC:USDT") -> str | None:
+        """Read mirrored klines."""
         found = self.client.get(self.key("klines", "binance", "spot", symbol, interval))
         return found and found.decode()
 
     def hash(self, table: str, account: str = "main") -> dict[str, str] | None:
+        """Read a mirrored hash as readers do."""
         with self.engine.connect() as connection:
             mirror = mirrors.Mirror.of(connection, self.client)
         seen = mirror.hashes(self.key(table, "binance", account))

@@ -1,4 +1,4 @@
-"""The mirrors end to end: every way of writing, seen in Redis after the next step of the relay; and what must not be."""
+"""The mirrors end to end: every way of writing, seen in Redis after the next step of the relay."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -241,8 +241,9 @@ def test_a_deleted_instrument_is_gone_and_comes_back_with_its_candles(scene):
     scene.step()
     assert scene.klines() is None
     scene.run(
-        f"INSERT INTO {SCHEMA}.instruments (id, exchange, market, symbol) OVERRIDING SYSTEM VALUE VALUES (1, 'binance', 'spot', 'BTC:USDT')"
-    )  # noqa: E501 - one statement
+        f"INSERT INTO {SCHEMA}.instruments (id, exchange, market, symbol) OVERRIDING SYSTEM VALUE "
+        "VALUES (1, 'binance', 'spot', 'BTC:USDT')"
+    )
     scene.step()
     assert 3 == len(scene.klines().splitlines())
 

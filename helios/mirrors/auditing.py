@@ -5,21 +5,19 @@ Evicted or deleted by hand, a key has no entry in the outbox. Readers go to Post
 
 from typing import Any
 
-from psycopg2 import sql
-
 from helios.mirrors import checking, image, keys
 from helios.mirrors.keys import Key
 from helios.mirrors.relay import Relay, log
 from helios.mirrors.source import Source
 from helios.mirrors.store import Store, commands_of
-from helios.mirrors.values import TABLES
+from helios.mirrors.values import statement
 from helios.models import Interval
 
 INSTRUMENTS, ACCOUNTS = 10, 1  # looked at in a slice
-NEXT_INSTRUMENTS = sql.SQL("""
+NEXT_INSTRUMENTS = statement("""
     SELECT id, exchange, market, symbol FROM {instruments} WHERE id > %s ORDER BY id LIMIT %s
-""").format(**TABLES)
-NEXT_ACCOUNTS = sql.SQL("SELECT id, exchange, name FROM {accounts} WHERE id > %s ORDER BY id LIMIT %s").format(**TABLES)
+""")
+NEXT_ACCOUNTS = statement("SELECT id, exchange, name FROM {accounts} WHERE id > %s ORDER BY id LIMIT %s")
 
 
 class Audit:
@@ -54,7 +52,7 @@ class Audit:
         return wanted
 
     @staticmethod
-    def following(cursor: Any, query: sql.Composed, after: int, most: int) -> list[Any]:  # noqa: ANN401 - a driver's cursor
+    def following(cursor: Any, query: str, after: int, most: int) -> list[Any]:  # noqa: ANN401 - a driver's cursor
         """Read the next rows by id."""
         cursor.execute(query, [after, most])
         return list(cursor.fetchall())

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any, TypeVar
 
-from psycopg2 import sql
-
 from helios.errors import SchemaError
 from helios.mirrors import keys
 from helios.mirrors.keys import Key, Name, Place
@@ -129,7 +127,7 @@ def everything(connection: Any, place: Place) -> Iterator[Writes]:  # noqa: ANN4
             yield Writes(hashes={key: content})
 
 
-def streamed(connection: Any, statement: sql.Composed) -> Iterator[list[Any]]:  # noqa: ANN401 - a driver's connection
+def streamed(connection: Any, statement: str) -> Iterator[list[Any]]:  # noqa: ANN401 - a driver's connection
     """Run a query whose rows stay on the server until they are wanted."""
     with connection.cursor("helios_mirror") as cursor:
         cursor.itersize = AT_ONCE
@@ -138,7 +136,7 @@ def streamed(connection: Any, statement: sql.Composed) -> Iterator[list[Any]]:  
             yield some
 
 
-def rows(cursor: Any, statement: sql.Composed, values: list[Any]) -> list[Any]:  # noqa: ANN401 - a driver's cursor
+def rows(cursor: Any, statement: str, values: list[Any]) -> list[Any]:  # noqa: ANN401 - a driver's cursor
     """Run a query."""
     cursor.execute(statement, values)
     return list(cursor.fetchall())

@@ -15,7 +15,7 @@ from helios.mirrors.relay import BEAT, PASSING, Relay
 from helios.mirrors.source import CHANNEL, connected
 
 log = logging.getLogger("helios.mirrors")
-SHORTEST, LONGEST = 0.001, 0.006  # seconds between two looks: right after something changed, and when nothing does
+SHORTEST, LONGEST = 0.001, 0.008  # seconds between two looks: right after something changed, and when nothing does
 TEND = 1.0  # seconds between two slices of the audit
 ASIDE = 0.1  # seconds before looking again where another relay leads
 FIRST_WAIT, LAST_WAIT = 0.05, 1.0  # seconds before another attempt where PostgreSQL or Redis is down
@@ -27,7 +27,7 @@ class Service:
     Args:
         relay: the relay.
         listen: wait for NOTIFY, which services send after their commits (`follow`, `announce`), and look without it
-            every tenth of a second; needs a direct connection. Else it looks every 1 to 6 ms.
+            every tenth of a second; needs a direct connection. Else it looks every 1 to 8 ms.
 
     """
 

@@ -11,33 +11,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from psycopg2 import sql
 from sqlalchemy import Engine
 
 from helios.mirrors.image import Changes
 from helios.mirrors.keys import Place
-from helios.mirrors.values import FORM
+from helios.mirrors.values import FORM, PREPARER, literal, table_name
 from helios.models.bookkeeping import mirror_outbox, mirror_points, mirror_state
 
 LONGEST_IDLE = 10  # seconds that a leader may do nothing in its transaction, stopped or stuck, before another one leads
 TOO_BIG = 1 << 20  # bytes of outbox and points that are worth the lock under which they are emptied
 NAMES = {
-    "outbox": sql.Identifier(str(mirror_outbox.schema), mirror_outbox.name),
-    "points": sql.Identifier(str(mirror_points.schema), mirror_points.name),
-    "state": sql.Identifier(str(mirror_state.schema), mirror_state.name),
-    "empty": sql.Identifier(str(mirror_outbox.schema), "empty_mirror_outbox"),
-    "outbox_literal": sql.Literal(f"{mirror_outbox.schema}.{mirror_outbox.name}"),
-    "points_literal": sql.Literal(f"{mirror_points.schema}.{mirror_points.name}"),
-    "schema": sql.Literal(str(mirror_outbox.schema)),
-    "channel": sql.Identifier(f"helios_mirror_{mirror_outbox.schema}"),
-    "form": sql.Literal(FORM),
-    "idle": sql.Literal(f"{LONGEST_IDLE}s"),
+    "outbox": table_name(mirror_outbox),
+    "points": table_name(mirror_points),
+    "state": table_name(mirror_state),
+    "outbox_literal": literal(table_name(mirror_outbox)),
+    "points_literal": literal(table_name(mirror_points)),
+    "empty": f"{PREPARER.quote(str(mirror_outbox.schema))}.empty_mirror_outbox",
+    "schema": literal(str(mirror_outbox.schema)),
+    "channel": PREPARER.quote(f"helios_mirror_{mirror_outbox.schema}"[:63]),
+    "form": literal(FORM),
+    "idle": literal(f"{LONGEST_IDLE}s"),
 }
 
 
-def statement(text: str) -> sql.Composed:
+def statement(text: str) -> str:
     """Fill the tables' names in."""
-    return sql.SQL(text).format(**NAMES)
+    return text.format(**NAMES)
 
 
 NEWEST_POINT = "(SELECT * FROM {points} WHERE bucket = %(bucket)s ORDER BY number DESC LIMIT 1)"
@@ -137,7 +136,7 @@ class Source:
         """Give the connection up; a transaction that is open is rolled back."""
         self.connection.close()
 
-    def one(self, query: sql.Composed, **values: object) -> Any:  # noqa: ANN401 - a row of any kind
+    def one(self, query: str, **values: object) -> Any:  # noqa: ANN401 - a row of any kind
         """Ask for a row; None where there is none."""
         with self.connection.cursor() as cursor:
             cursor.execute(query, {**self.bucket, **values})

@@ -50,8 +50,9 @@ class Store:
     def watch(self) -> str | None:
         """Read the token, and watch it from now on."""
         # UNWATCH first: WATCH alone would keep an old mark, and EXEC would go on failing.
-        token = self.ask(packed("UNWATCH"), packed("WATCH", self.place.token), packed("GET", self.place.token))[2]
-        self.token = decoded(token)
+        answers = self.ask(packed("UNWATCH"), packed("WATCH", self.place.token), packed("GET", self.place.token))
+        raise_any(answers)
+        self.token = decoded(answers[2])
         return self.token
 
     def write(
@@ -80,13 +81,12 @@ class Store:
         answers = self.ask(
             packed("MULTI"), *body, packed("EXEC"), packed("WATCH", self.place.token), packed("GET", self.place.token)
         )
-        self.token = decoded(answers[-1])
-        done = answers[len(body) + 1]
-        raise_any(answers[: len(body) + 1])
+        *queued, done, watching, token_now = answers
+        raise_any([*queued, watching, token_now])
+        self.token = decoded(token_now)
         if done is None:
             raise LostError(f"another relay moved {self.place.token}, or Redis was emptied or put back")
-        raise_any([done])
-        raise_any(done)
+        raise_any([done] if isinstance(done, Exception) else done)
         if self.token != (before if token is None else token):
             raise LostError(f"another relay moved {self.place.token} just now")
 

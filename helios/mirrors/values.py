@@ -10,8 +10,8 @@ there says nothing.
 from collections.abc import Iterable
 from typing import Any, cast
 
-from psycopg2 import sql
 from sqlalchemy import Table
+from sqlalchemy.dialects import postgresql
 
 from helios.models import OPEN_STATUSES, Account, Instrument, Interval, Kline, Order, Position, Ticker
 from helios.models.base import Exact
@@ -33,52 +33,58 @@ CANDLE = (
 PRESENT = ""  # the field that every hash has
 
 
-def table_name(model: type[Any]) -> sql.Identifier:
-    """Write the name of a model's table, schema and all."""
-    table = cast("Table", model.__table__)
-    return sql.Identifier(str(table.schema), table.name)
+PREPARER = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call]
 
 
-def json_of(model: type[Any], alias: str, leave_out: Iterable[str], **more: str) -> sql.Composable:
+def table_name(table: Any) -> str:  # noqa: ANN401 - a declarative class's __table__ is typed as FromClause
+    """Write the name of a table, schema and all."""
+    return PREPARER.format_table(cast("Table", table))
+
+
+def literal(value: str) -> str:
+    """Write a text as SQL does."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def json_of(model: type[Any], alias: str, leave_out: Iterable[str], **more: str) -> str:
     """Write the SQL of a row as JSON, exact numbers as text."""
-    pairs: list[sql.Composable] = []
-    for column in cast("Table", model.__table__).columns:
-        if column.name not in leave_out:
-            kind = "::text" if isinstance(column.type, Exact) else ""
-            pairs.append(
-                sql.SQL("{}, {}{}").format(sql.Literal(column.name), sql.Identifier(alias, column.name), sql.SQL(kind))
-            )
-    pairs += [sql.SQL("{}, {}").format(sql.Literal(name), sql.SQL(source)) for name, source in more.items()]
-    return sql.SQL("json_build_object({})::text").format(sql.SQL(", ").join(pairs))
+    pairs = [
+        f"{literal(column.name)}, {alias}.{PREPARER.quote(column.name)}"
+        + ("::text" if isinstance(column.type, Exact) else "")
+        for column in cast("Table", model.__table__).columns
+        if column.name not in leave_out
+    ]
+    pairs += [f"{literal(name)}, {source}" for name, source in more.items()]
+    return f"json_build_object({', '.join(pairs)})::text"
+
+
+def field_of_candle(name: str) -> str:
+    """Write the SQL of a candle's field as text."""
+    if name == "open_time":
+        return "(extract(epoch FROM open_time) * 1000)::bigint"
+    return f"coalesce({PREPARER.quote(name)}::text, '')"
 
 
 TABLES = {
-    "instruments": table_name(Instrument),
-    "accounts": table_name(Account),
-    "tickers": table_name(Ticker),
-    "klines": table_name(Kline),
-    "orders": table_name(Order),
-    "positions": table_name(Position),
+    "instruments": table_name(Instrument.__table__),
+    "accounts": table_name(Account.__table__),
+    "tickers": table_name(Ticker.__table__),
+    "klines": table_name(Kline.__table__),
+    "orders": table_name(Order.__table__),
+    "positions": table_name(Position.__table__),
     "ticker": json_of(Ticker, "t", ()),
     "order": json_of(Order, "o", ("id",), market="i.market", symbol="i.symbol"),
     "position": json_of(Position, "p", ("account_id",), market="i.market", symbol="i.symbol"),
-    "is_open": sql.SQL("o.status IN ({})").format(sql.SQL(", ").join(map(sql.Literal, OPEN_STATUSES))),
-    "intervals": sql.SQL(", ").join(sql.SQL("({})").format(sql.Literal(each.value)) for each in Interval),
-    "newest": sql.Literal(NEWEST),
-    "candle": sql.SQL("concat_ws(',', {})").format(
-        sql.SQL(", ").join(
-            sql.SQL("(extract(epoch FROM open_time) * 1000)::bigint")
-            if name == "open_time"
-            else sql.SQL("coalesce({}::text, '')").format(sql.Identifier(name))
-            for name in CANDLE
-        )
-    ),
+    "is_open": f"o.status IN ({', '.join(map(literal, OPEN_STATUSES))})",
+    "intervals": ", ".join(f"({literal(each.value)})" for each in Interval),
+    "newest": str(NEWEST),
+    "candle": f"concat_ws(',', {', '.join(map(field_of_candle, CANDLE))})",
 }
 
 
-def statement(text: str) -> sql.Composed:
-    """Fill the tables' names and the values' forms into a statement."""
-    return sql.SQL(text).format(**TABLES)
+def statement(text: str) -> str:
+    """Fill the tables' names and the values' forms into a statement, once: the relay runs it again and again."""
+    return text.format(**TABLES)
 
 
 LINES = """

@@ -1,0 +1,85 @@
+"""`helios mirror` as a person or systemd runs it."""
+
+import json
+import signal
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from installation import ROOT, finish, start, variables
+from mirroring import SCHEMA, Scene, scene_of
+from server_user import until
+from sqlalchemy import URL
+
+from helios import mirrors
+
+PORT = 39187
+
+
+@pytest.fixture(scope="module")
+def place(cluster: URL) -> Iterator[Scene]:
+    with scene_of(cluster) as scene:
+        yield scene
+
+
+@pytest.fixture
+def scene(place: Scene, valkey: URL) -> Iterator[Scene]:
+    """Tables and their mirrors, with a ticker; and the environment of the command."""
+    place.begin(valkey)
+    place.run(f"INSERT INTO {SCHEMA}.tickers (instrument_id, last_price, event_at) VALUES (1, 1, now())")
+    place.step()
+    place.env = variables(place.url, REDIS_URL=valkey.render_as_string(hide_password=False))
+    yield place
+    place.end()
+
+
+def test_check_compares_and_exits_with_1_on_a_difference(scene):
+    """A key that was altered by hand is named, rebuild sets it right, and status shows why."""
+    key = scene.key("ticker", "binance", "spot", "BTC:USDT")
+    said, talk = finish(start("helios.cli", "mirror", "check", "--json", env=scene.env))
+    assert [] == json.loads(said)
+    assert "3 keys compared" in talk
+    scene.client.set(key, "nonsense")
+    said, _ = finish(start("helios.cli", "mirror", "check", "--json", env=scene.env), expected=1)
+    assert [(key, "stale")] == [(each["key"], each["kind"]) for each in json.loads(said)]
+    finish(start("helios.cli", "mirror", "rebuild", env=scene.env))
+    said, _ = finish(start("helios.cli", "mirror", "status", "--json", env=scene.env))
+    [told] = json.loads(said)
+    assert ("asked for", 0, True, True) == tuple(
+        told[name] for name in ("rebuild_reason", "backlog", "together", "relayed")
+    )
+
+
+def test_check_says_so_where_no_relay_runs(scene):
+    """What was not relayed is neither a difference nor all is well."""
+    scene.run(f"UPDATE {SCHEMA}.tickers SET last_price = 2")
+    _, talk = finish(start("helios.cli", "mirror", "check", "--wait", "0.2", env=scene.env), expected=1)
+    assert "see that `helios mirror run` is running" in talk
+
+
+def test_a_relay_runs_serves_metrics_and_stops_on_sigterm(scene):
+    """It ends cleanly, with exit status 0 and without a word."""
+    process = start("helios.cli", "mirror", "run", "--metrics-port", str(PORT), env=scene.env)
+    scene.run(f"UPDATE {SCHEMA}.tickers SET last_price = 2")
+    until(lambda: "2" == scene.ticker()["last_price"])
+    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics") as answer:
+        told = answer.read().decode()
+    assert "helios_mirror_batches_total 1\n" in told
+    process.send_signal(signal.SIGTERM)
+    assert ("", "") == finish(process)
+
+
+def test_a_redis_that_is_not_there_is_one_sentence(scene):
+    """Without traceback and without its password."""
+    env = {**scene.env, "REDIS_URL": "redis://:geheim@127.0.0.1:1/0"}
+    _, talk = finish(start("helios.cli", "mirror", "status", env=env), expected=1)
+    assert 1 == len(talk.splitlines())
+    assert "check DATABASE_URL and REDIS_URL" in talk
+    assert "geheim" not in talk
+
+
+def test_the_acl_in_the_readme_is_what_the_code_needs():
+    """The commands that are listed are those that the relay and readers send."""
+    readme = (ROOT / "README.md").read_text()
+    for commands in (mirrors.RELAY_COMMANDS, mirrors.READER_COMMANDS):
+        assert " ".join(f"+{each}" for each in commands.split()) in readme
