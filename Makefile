@@ -1,8 +1,8 @@
 # make demo    a fresh clone to klines in a schema of their own
 # make test    a fresh clone to a green suite (WORKERS=... processes, each with servers of its own; TESTS=... for pytest)
 # make check   types, lint, layers
-# make bench   loading and queries beside their peers: tables, and JSON in bench.json (FILES=... for files of your own)
-# make chaos   the long runs: servers, migrations, loads and test runs killed again and again
+# make bench   loading, queries, mirrors and the undo log beside their peers: tables, and JSON in bench.json (FILES=...)
+# make chaos   the long runs: servers, migrations, loads, mirrors and test runs killed again and again
 # make clean   remove what these made
 #
 # Needs Python 3.11 or newer with its venv module, and make; PYTHON=... chooses another Python.
@@ -11,6 +11,7 @@ FILES ?=
 KILLS ?= 50
 LOADS ?= 200
 RUNS ?= 500
+ROUNDS ?= 100
 BENCH ?= --json bench.json
 WORKERS ?= 2
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -33,6 +34,7 @@ chaos: .venv/developing
 	@HELIOS_KILLS=$(KILLS) .venv/bin/python -m pytest tests/test_migrations.py -k "killed" $(TESTS)
 	@PYTHONPATH=scripts .venv/bin/python tests/chaos_backfill.py $(LOADS)
 	@.venv/bin/python tests/chaos_undo.py $(RUNS)
+	@PYTHONPATH=scripts .venv/bin/python tests/chaos_mirrors.py $(ROUNDS)
 
 bench: .venv/benchmarking
 	@.venv/bin/python -m benchmarks $(BENCH) $(FILES)

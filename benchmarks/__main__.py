@@ -1,4 +1,4 @@
-"""Run the benchmark: `python -m benchmarks --rows 1000000 --rounds 5 --json result.json`; parts are `loading`."""
+"""Run the benchmark: `python -m benchmarks --rows 1000000 --rounds 5 --json result.json`; `--part` chooses a part."""
 
 import argparse
 import json
@@ -15,9 +15,11 @@ from rich.table import Table
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # make_klines
 
 from benchmarks.loading import loading
+from benchmarks.mirrors import mirrors_part
 from benchmarks.place import Place, place
 
 PARTS: dict[str, Callable[[Place, argparse.Namespace, Callable[[str], None]], list[dict[str, Any]]]] = {
+    "mirrors": mirrors_part,
     "loading": loading,  # each part is a function of this form
 }
 
@@ -56,7 +58,7 @@ def show(part: str, rows: list[dict[str, Any]]) -> None:
     table = Table(title=part, box=None, header_style="bold")
     names = [name for name in rows[0] if name not in ("anchor", "all_seconds")]
     for name in names:
-        table.add_column(name.replace("_", " "), justify="left" if name in ("way", "content") else "right")
+        table.add_column(name.replace("_", " "), justify="left" if name in ("what", "way", "content") else "right")
     for row in rows:
         table.add_row(*(f"{row[name]:,}" if isinstance(row[name], int | float) else str(row[name]) for name in names))
     Console(width=180).print(table)

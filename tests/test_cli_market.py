@@ -10,9 +10,11 @@ from decimal import Decimal
 from types import SimpleNamespace
 
 import pytest
-from installation import run_sql, use, variables
+from installation import engine_of, run_sql, use, variables
 from matplotlib import colors, image
+from redis import Redis
 
+from helios import mirrors
 from helios.cli import charts
 from helios.models import Interval, Market
 from helios.queries import Coverage
@@ -76,6 +78,22 @@ def test_a_price_with_its_age(helios, installed, symbol, spot):
     assert ("1.50", "1.4", "1.6", False) == tuple(row[name] for name in ("price", "bid", "ask", "stale"))
     assert 3 <= row["age_seconds"] < 60
     assert datetime.fromisoformat(row["as_of"]) < datetime.now(UTC)
+
+
+def test_a_price_says_which_side_answered(helios, installed, symbol, spot, valkey, monkeypatch):
+    """Where a relay runs, the mirror answers; where it lacks the key, PostgreSQL does, with the same price."""
+    monkeypatch.setenv("REDIS_URL", valkey.render_as_string(hide_password=False))
+    set_price(installed, symbol, 3, last_price="1.50")
+    client = Redis.from_url(valkey.render_as_string(hide_password=False))
+    relay = mirrors.Relay(engine_of(installed), client)
+    relay.rebuild("a test", take_over=True)
+    client.pexpire(relay.sides()[1].place.heartbeat, 90_000)  # so that the age of the heartbeat plays no part here
+    for answers in ("mirror", "postgresql"):
+        [row] = json.loads(helios("price", *spot, "--json")[1])
+        assert ("1.50", answers) == (row["price"], row["answered_by"])
+        client.delete(relay.sides()[1].place.key("ticker", "binance", "spot", symbol))
+    relay.close()
+    client.close()
 
 
 def test_a_stale_price_exits_with_1(helios, installed, symbol, spot):

@@ -3,10 +3,12 @@
 from datetime import timedelta
 
 import click
+from redis import Redis
 
-from helios import db, queries
+from helios import db, queries, servers
 from helios.cli.instruments import exchange_option, market_option, the_instrument
 from helios.cli.output import json_option, show, talk
+from helios.errors import StaleError
 from helios.settings import Settings
 
 
@@ -21,13 +23,19 @@ from helios.settings import Settings
 def price(symbol: str, *, exchange: str | None, market: str | None, max_lag: float | None, as_json: bool) -> int:
     """Show the current price of SYMBOL, its best bid and ask, and how many seconds old they are.
 
-    The price is that of the last trade, or the middle of bid and ask where only these are told.
+    The price is that of the last trade, or the middle of bid and ask where only these are told. The mirror in Redis
+    answers where a relay runs, else PostgreSQL.
     """
     settings = Settings.from_environment()
+    youngest = None if max_lag is None else timedelta(seconds=max_lag)
     with db.connect(db.create_engine(settings)) as connection:
         instrument = the_instrument(connection, symbol, exchange, market)
-        found = queries.current_price(connection, instrument.id)
-    stale = max_lag is not None and found.age > timedelta(seconds=max_lag)
+        live = queries.Live(mirror_client(settings))
+        try:
+            found = live.price(connection, (instrument.exchange, instrument.market, symbol), max_lag=youngest)
+        except StaleError:
+            found = queries.current_price(connection, instrument.id)
+    stale = youngest is not None and found.age > youngest
     row = {
         "exchange": instrument.exchange,
         "market": instrument.market.value,
@@ -38,8 +46,15 @@ def price(symbol: str, *, exchange: str | None, market: str | None, max_lag: flo
         "as_of": found.as_of if as_json else f"{found.as_of:%Y-%m-%d %H:%M:%S} UTC",
         "age_seconds": round(found.age.total_seconds(), 3),
         "stale": stale,
+        "answered_by": "mirror" if found.mirrored else "postgresql",
     }
     show([row], as_json=as_json, nothing="", right=("price", "bid", "ask", "age_seconds"))
     if stale:
         talk().print(f"helios: {symbol} is older than {max_lag:g} s: check that the feed runs", soft_wrap=True)
     return 1 if stale else 0
+
+
+def mirror_client(settings: Settings) -> Redis | None:
+    """Make a client of the Redis that is set, or of the embedded one if it runs: none is started for a price."""
+    runs = settings.redis_url or any(each.running and "postgres" not in each.name for each in servers.status(settings))
+    return db.create_redis(settings) if runs else None

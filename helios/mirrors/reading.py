@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 
 from helios.mirrors.keys import Place
 from helios.mirrors.store import ALIVE
@@ -30,7 +32,8 @@ class Mirror:
     """Reads the mirrors of one schema, of one database, of one server; no other's are taken for them.
 
     Args:
-        client: of the Redis that holds them; answers are bytes (`decode_responses` off).
+        client: of the Redis that holds them; answers are bytes (`decode_responses` off). An asynchronous one serves
+            within `run_sync` of an asynchronous session.
         place: whose mirrors.
         server: the system identifier of that PostgreSQL.
 
@@ -64,7 +67,8 @@ class Mirror:
         pipeline = self.client.pipeline(transaction=False)
         for command in (("GET", self.place.heartbeat), ("PTTL", self.place.heartbeat), *commands):
             pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-        server, lives, *contents = pipeline.execute()
+        answers = pipeline.execute()
+        server, lives, *contents = await_only(answers) if isawaitable(answers) else answers
         if lives <= 0 or server != self.server:
             return None
         return Seen(contents, timedelta(milliseconds=ALIVE - lives))

@@ -36,6 +36,7 @@ class ForeignError(HeliosError):
     """Redis holds the mirrors of another server's database of the same name."""
 
 
+AT_ONCE = 5_000  # keys and fields of one MULTI, during which Redis answers nobody else
 BEAT = 0.1  # seconds between heartbeats while nothing changes
 
 
@@ -164,11 +165,15 @@ class Relay:
             self.rebuild_now(source, store, point, "a table or a partition was changed as a whole")
             return True
         waiting: list[bytes] = []
+        size = 0
         with source.connection.cursor() as cursor:
             for writes in image.of_changes(cursor, store.place, changes):
-                if waiting:
-                    store.write(waiting)
-                waiting = list(commands_of(writes))
+                if waiting and size + len(writes) > AT_ONCE:
+                    # Half a batch under the old token would stay for good, were PostgreSQL to go back just then.
+                    store.write(waiting, token=new_token(source, "moving-"))
+                    waiting, size = [], 0
+                waiting += commands_of(writes)
+                size += len(writes)
                 self.counts.written += len(writes)
         token = new_token(source)
         store.write(waiting, token=token, server=source.home.server, age=time.monotonic() - began)

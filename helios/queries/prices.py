@@ -23,7 +23,8 @@ class Price:
 
     `value` is the price of the last trade or, where only quotes are told, the middle of bid and ask. `as_of` is when
     the exchange said so, or when it was written here, if that was earlier: an exchange's clock that runs ahead makes
-    no price younger. `age` is counted from there on the server's clock.
+    no price younger. `age` is counted from there on the server's clock. `mirrored` tells which side answered: the
+    mirror in Redis, or PostgreSQL.
     """
 
     instrument_id: int
@@ -32,6 +33,7 @@ class Price:
     ask: Decimal | None
     as_of: datetime
     age: timedelta
+    mirrored: bool = False
 
 
 def current_price(reader: Reader, instrument_id: int, *, max_lag: timedelta | None = None) -> Price:
