@@ -281,7 +281,8 @@ class Victim:
         )
         self.children: list[int] = []
         self.process.stdout.readline()
-        threading.Thread(target=self.listen, daemon=True).start()
+        self.listener = threading.Thread(target=self.listen, daemon=True)
+        self.listener.start()
 
     def listen(self) -> None:
         """Hear which children it starts."""
@@ -297,6 +298,8 @@ class Victim:
             for pid in self.children[-1:]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        self.listener.join(PATIENCE)
+        self.process.stdout.close()
         self.talk.seek(0)
         with self.talk:
             return self.talk.read()

@@ -7,8 +7,6 @@ import redis
 from installation import rows, run_sql, variables
 from sqlalchemy import URL
 
-from helios.label.images import PREFIX
-
 REAL = """
     INSERT INTO {s}.instruments (exchange, market, symbol)
     VALUES ('binance', 'spot', 'BTCUSDT'), ('binance', 'um', 'TESTUSDT');
@@ -57,9 +55,9 @@ def content(url: URL, schema: str = "helios_trading") -> dict[str, str]:
 
 
 def keys(valkey: URL) -> dict[bytes, tuple[bytes, bytes, int]]:
-    """Read every key: its type, its value, its absolute expiry."""
+    """Read every key that is not Helios's own: its type, its value, its absolute expiry."""
     with client(valkey) as there:
-        names = [each for each in there.scan_iter(count=1000) if not each.startswith(PREFIX.encode())]
+        names = [each for each in there.scan_iter(count=1000) if not each.startswith(b"helios:")]
         return {each: (there.type(each), value(there, each), there.pexpiretime(each)) for each in sorted(names)}
 
 

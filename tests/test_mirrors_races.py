@@ -140,9 +140,7 @@ def test_a_relay_killed_between_redis_and_postgresql_costs_a_rebuild(scene):
 
 def test_a_stuck_leader_is_replaced(scene, monkeypatch):
     """A transaction that does nothing for long is ended by the server, and another relay leads."""
-    monkeypatch.setattr(
-        source, "LEAD_OR_NOT", source.statement(source.LEAD.replace("{idle}", "'50ms'") + " SKIP LOCKED")
-    )
+    monkeypatch.setattr(source, "LEAD_OR_NOT", source.statement(source.LEAD.replace("{idle}", "'1s'") + " SKIP LOCKED"))
     stuck, _ = scene.relay.sides()
     stuck.connection.autocommit = False
     assert stuck.one(source.LEAD_OR_NOT)

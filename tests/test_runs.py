@@ -186,7 +186,7 @@ def test_the_schema_of_a_worker(schema, expected):
 
 def test_tables_move_to_another_schema(monkeypatch):
     """Those of the schema, no others; where they name none, PostgreSQL's search path does."""
-    monkeypatch.delenv("PGOPTIONS", raising=False)
+    monkeypatch.setenv("PGOPTIONS", "")  # so that what is set here is taken back
     copy = MetaData()
     for table in metadata.sorted_tables[:2]:
         table.to_metadata(copy, schema=None)

@@ -34,13 +34,19 @@ LOOK = text("""
     ORDER BY wanted.schema, wanted.name
 """)
 OWNER = text("""
-    SELECT pg_get_userbyid(nspowner)::text AS owner, current_user::text AS login,
-           CASE WHEN current_setting('server_version_num')::int >= 160000 THEN pg_has_role(nspowner, 'SET')
-                ELSE pg_has_role(nspowner, 'MEMBER') END AS acts,
+    SELECT pg_get_userbyid(role)::text AS owner, current_user::text AS login,
+           CASE WHEN current_setting('server_version_num')::int >= 160000 THEN pg_has_role(role, 'SET')
+                ELSE pg_has_role(role, 'MEMBER') END AS acts,
            has_database_privilege(current_database(), 'CREATE') AS creates,
-           has_database_privilege(nspowner, current_database(), 'CREATE') AS owner_creates,
+           has_database_privilege(role, current_database(), 'CREATE') AS owner_creates,
            current_database()::text AS database
-    FROM pg_namespace WHERE nspname = :schema
+    FROM pg_namespace
+    CROSS JOIN LATERAL (
+        -- `public` belongs to a role that stands for the database's owner, and that nobody can become
+        SELECT CASE pg_get_userbyid(nspowner) WHEN 'pg_database_owner' THEN datdba ELSE nspowner END AS role
+        FROM pg_database WHERE datname = current_database()
+    ) AS acting
+    WHERE nspname = :schema
 """)
 OWNS = text("SELECT pg_has_role(CAST(:role AS name), CAST(:owner AS name), 'USAGE')")
 VERSION = text("SELECT obj_description(to_regnamespace(quote_ident(:log)), 'pg_namespace')")
