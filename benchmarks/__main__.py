@@ -1,4 +1,4 @@
-"""Run the benchmark: `python -m benchmarks --rows 1000000 --rounds 5 --json result.json`; parts are `loading`."""
+"""Run the benchmark: `python -m benchmarks --rows 1000000 --json result.json`; parts are `loading` and `undo`."""
 
 import argparse
 import json
@@ -16,9 +16,11 @@ sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # make_klines
 
 from benchmarks.loading import loading
 from benchmarks.place import Place, place
+from benchmarks.undo import undo
 
 PARTS: dict[str, Callable[[Place, argparse.Namespace, Callable[[str], None]], list[dict[str, Any]]]] = {
     "loading": loading,  # each part is a function of this form
+    "undo": undo,
 }
 
 
