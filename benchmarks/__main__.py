@@ -17,10 +17,12 @@ sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # make_klines
 from benchmarks.loading import loading
 from benchmarks.mirrors import mirrors_part
 from benchmarks.place import Place, place
+from benchmarks.undo import undo
 
 PARTS: dict[str, Callable[[Place, argparse.Namespace, Callable[[str], None]], list[dict[str, Any]]]] = {
     "mirrors": mirrors_part,
     "loading": loading,  # each part is a function of this form
+    "undo": undo,
 }
 
 

@@ -20,13 +20,35 @@ DECLARE
     helios_count bigint;
 BEGIN
     IF $4 THEN
-        EXECUTE %L USING $1, $2, $3;
+        EXECUTE %1$L USING $1, $2, $3;
     ELSE
-        %s;
+        %1$s;
     END IF;
     GET DIAGNOSTICS helios_count = ROW_COUNT;
     RETURN helios_count;
-END $body$, statement, statement));
+END $body$, statement));
+END
+$$;
+
+-- The same for a query of one number.
+CREATE OR REPLACE FUNCTION _make_count(name text, query text) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    EXECUTE format(
+        'CREATE OR REPLACE FUNCTION %I(bigint[], bigint, xid[], boolean) RETURNS bigint LANGUAGE plpgsql '
+        'SET search_path FROM CURRENT AS %L',
+        name, format($body$
+#variable_conflict use_column
+DECLARE
+    helios_count bigint;
+BEGIN
+    IF $4 THEN
+        EXECUTE %1$L INTO helios_count USING $1, $2, $3;
+    ELSE
+        helios_count := (%1$s);
+    END IF;
+    RETURN helios_count;
+END $body$, query));
 END
 $$;
 
@@ -86,18 +108,16 @@ BEGIN
     $sql$, t.plan, t.name, t.log, same_tp, same_lp, _image(t.rel, 't'), _each(t.columns, 'l.%s')));
 
     -- Nobody may hang a row on one that is going.
-    PERFORM _make_step('_lock_' || t.rel, format($sql$
-        WITH held AS (SELECT FROM %1$s AS t JOIN %2$s AS p ON %3$s
-                      WHERE p.helios_act IN ('D', 'U') FOR UPDATE OF t)
-        UPDATE %2$s SET helios_told = helios_told WHERE (SELECT count(*) FROM held) < 0
+    PERFORM _make_count('_lock_' || t.rel, format($sql$
+        SELECT count(*) FROM (SELECT FROM %1$s AS t JOIN %2$s AS p ON %3$s
+                              WHERE p.helios_act IN ('D', 'U') FOR UPDATE OF t) AS held
     $sql$, t.name, t.plan, same_tp));
 
-    -- What differs from its image after all; written nowhere, only counted.
-    PERFORM _make_step('_differs_' || t.rel, format($sql$
-        UPDATE %1$s AS p SET helios_act = 'E'
-        WHERE p.helios_act IN ('U', 'I', 'X')
-          AND NOT EXISTS (SELECT FROM %2$s AS t, %3$s AS l WHERE %4$s AND l.helios_step = p.helios_image AND %5$s
-                          AND record_image_eq(ROW(%6$s), ROW(%7$s)))
+    -- How many are equal to their image afterwards.
+    PERFORM _make_count('_restored_' || t.rel, format($sql$
+        SELECT count(*) FROM %1$s AS p, %2$s AS t, %3$s AS l
+        WHERE p.helios_act IN ('U', 'I', 'X') AND %4$s AND l.helios_step = p.helios_image AND %5$s
+          AND record_image_eq(ROW(%6$s), ROW(%7$s))
     $sql$, t.plan, t.name, t.log, same_tp, same_lp, _image(t.rel, 't'), _each(t.columns, 'l.%s')));
 
     -- What is kept stays in the log, as told; the rest is forgotten.

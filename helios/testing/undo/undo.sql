@@ -376,7 +376,10 @@ DECLARE
     different bigint;
 BEGIN
     FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
-        different := _run_step('_differs_', t.rel, runs, since, own, many);
+        SELECT coalesce(sum(n::bigint), 0) INTO different FROM jsonb_each_text(_acts(t.plan)) AS acts (act, n)
+        WHERE act IN ('U', 'I', 'X');
+        CONTINUE WHEN different = 0;
+        different := different - _run_step('_restored_', t.rel, runs, since, own, many);
         IF different > 0 THEN
             RAISE data_exception USING
                 MESSAGE = format('%s rows of %s would not be what they were: a trigger changes what is written back',
