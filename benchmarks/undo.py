@@ -26,6 +26,8 @@ SCHEMA = "undo_bench"
 BEFORE = 100_000
 RUN = 1
 TESTS = (1, 100, 10_000)
+MANY = 1000  # rows: tests of fewer are measured more often
+SLOW_TURNS = 3  # of the peers
 SLOW = ("template clone",)
 LARGE = {  # what is undone, and the plain statement beside it
     "undo of 1,000,000 inserted rows": (
@@ -144,7 +146,7 @@ class Bench:
 
 
 def undo(at: Place, options: argparse.Namespace, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Measure tests of each size, then large undos beside the plain statement; medians, and ratios where less is better."""
+    """Measure tests of each size, then large undos beside the plain statement; medians, ratios where less is better."""
     results: list[dict[str, Any]] = []
     fill(at)
     with at.engine().connect().execution_options(isolation_level="AUTOCOMMIT") as lease:
@@ -168,7 +170,8 @@ def fill(at: Place) -> None:
         connection.exec_driver_sql(f"CREATE SCHEMA {SCHEMA}")
         Base.metadata.create_all(connection)
         connection.exec_driver_sql(
-            f"INSERT INTO {SCHEMA}.things (symbol, price) SELECT 'S' || i, i / 7.0 FROM generate_series(1, {BEFORE}) AS i"
+            f"INSERT INTO {SCHEMA}.things (symbol, price) "
+            f"SELECT 'S' || i, i / 7.0 FROM generate_series(1, {BEFORE}) AS i"
         )
         connection.exec_driver_sql(f"CREATE TABLE {SCHEMA}.kept AS SELECT * FROM {SCHEMA}.things")
         connection.exec_driver_sql(f"CREATE TABLE {SCHEMA}.commits AS SELECT 1 AS n")
@@ -191,12 +194,12 @@ def tests(bench: Bench, rows: int, options: argparse.Namespace) -> list[dict[str
     ways = {
         name: way for name, way in bench.ways().items() if not options.only or options.only in name or "recipe" in name
     }
-    rounds = options.rounds * (4 if rows < 1000 else 1)
+    rounds = options.rounds * (4 if rows < MANY else 1)
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-3, rounds):
         for name, way in ways.items():
             slow = name not in ("rollback recipe, one commit counted", "rollback recipe as it is", "Helios undo log")
-            if slow and turn >= 3:
+            if slow and turn >= SLOW_TURNS:
                 continue
             began = time.perf_counter()
             way(rows)
@@ -211,7 +214,7 @@ def large(  # noqa: PLR0913, PLR0917 - what is compared
     """Time the undo of a large change beside the plain statement that does as much."""
     taken: dict[str, list[float]] = {"plain statement": [], "Helios undo log": []}
     for _ in range(rounds):
-        for name in taken:
+        for name, times in taken.items():
             engine = bench.labelled if name == "Helios undo log" else bench.plain
             with engine.begin() as connection:
                 connection.exec_driver_sql(change)
@@ -223,7 +226,7 @@ def large(  # noqa: PLR0913, PLR0917 - what is compared
             else:
                 with bench.plain.begin() as connection:
                     connection.exec_driver_sql(plain)
-            taken[name].append(time.perf_counter() - began)
+            times.append(time.perf_counter() - began)
             at.ask(f"VACUUM {SCHEMA}.things")
     return told(content, taken)
 

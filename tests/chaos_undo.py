@@ -25,7 +25,7 @@ from typing import Any
 import kit
 import psycopg2
 import redis
-from installation import rows, run_sql
+from installation import ask, rows, run_sql
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, Text, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -258,7 +258,8 @@ class Scene:
         with create_engine(self.url, poolclass=NullPool).begin() as connection:
             environment.mark(connection, SCHEMA, "test")
         kit.seed(self.url, self.redis_url)
-        run_sql(self.url, NASTY.format(s=SCHEMA))
+        owner = ask(self.url, f"SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = '{SCHEMA}'")
+        run_sql(self.url, f"SET LOCAL ROLE {owner}", NASTY.format(s=SCHEMA))
 
     def state(self) -> tuple[object, object]:
         """Read all that may not change."""
@@ -280,7 +281,7 @@ class Victim:
             [sys.executable, __file__, "victim"], stdout=subprocess.PIPE, stderr=self.talk, text=True
         )
         self.children: list[int] = []
-        self.process.stdout.readline()
+        self.begun = self.process.stdout.readline() == "begun\n"
         self.listener = threading.Thread(target=self.listen, daemon=True)
         self.listener.start()
 
@@ -315,7 +316,10 @@ def kill_once(scene: Scene, chance: random.Random, tally: Counter[str]) -> None:
         each.process.send_signal(chance.choice((signal.SIGKILL, signal.SIGTERM)))
     for each in victims:
         said = each.end()
-        if "unexpected" in said or ("Traceback" in said and "connection" not in said.lower()):
+        if not each.begun:
+            tally["unexpected"] += 1
+            say(f"did not begin: {said}")
+        elif "unexpected" in said or ("Traceback" in said and "connection" not in said.lower()):
             tally["unexpected"] += 1
             say(said)
     scene.use()
@@ -425,7 +429,7 @@ def main() -> None:
         finally:
             shutil.rmtree(folder)
         print(f"seed {seed}", dict(tally))  # noqa: T201 - a program
-        sys.exit(1 if tally["wrong"] or tally["not swept"] else 0)
+        sys.exit(1 if tally["wrong"] or tally["not swept"] or tally["unexpected"] or not tally["dirty at death"] else 0)
 
 
 if __name__ == "__main__":

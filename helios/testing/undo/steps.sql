@@ -227,6 +227,12 @@ BEGIN
         leaves := format('(%s OR p.helios_act IN (''U'', ''X'') AND NOT EXISTS (SELECT FROM %s AS b WHERE '
                          'b.helios_step = p.helios_image AND %s))', leaves, parent.log, _refers(link, 'c', 'b'));
     END IF;
+    IF f.confdeltype = 'a' THEN
+        -- NO ACTION is checked when the statement ends: another row may hold the value by then.
+        leaves := format('%s AND NOT EXISTS (SELECT FROM %s AS pn JOIN %s AS bn ON bn.helios_step = pn.helios_image '
+                         'WHERE pn.helios_act IN (''I'', ''U'', ''X'') AND %s)', leaves, parent.plan, parent.log,
+                         _refers(link, 'c', 'bn'));
+    END IF;
     IF child.rel IS NOT NULL THEN
         stays := format(' AND NOT EXISTS (SELECT FROM %s AS pc LEFT JOIN %s AS i ON i.helios_step = pc.helios_image '
                         'WHERE %s AND (pc.helios_act = ''D'' OR pc.helios_act IN (''U'', ''X'') '
