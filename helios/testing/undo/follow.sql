@@ -245,7 +245,7 @@ BEGIN
              format('_guard(%s)', root), true),
             ('~helios_1_rows', 'BEFORE UPDATE OR DELETE', 'ROW', '', labelled,
              format('%I()', '_rows_' || root), root = table_oid),
-            ('~helios_2_hold', 'BEFORE UPDATE OR DELETE', 'ROW', '', below, '_hold()', root = table_oid),
+            ('~helios_2_hold', 'BEFORE INSERT OR UPDATE OR DELETE', 'ROW', '', below, '_hold()', root = table_oid),
             ('~helios_3_exact', 'BEFORE INSERT OR UPDATE', 'ROW', '',
              undoing || ' AND pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.=) 0',
              format('%I()', '_exact_' || root), root = table_oid AND stamped),
