@@ -253,7 +253,7 @@ def test_what_was_done_is_told(place: Place):
     with place.run() as run:
         assert [] == run.undo()
         run.write("INSERT INTO kinds VALUES ('three')", "UPDATE swaps SET a = 100 WHERE id < 4", "DELETE FROM parts")
-        told = {(each.table, each.what, each.count, each.why) for each in run.undo()}
+        told = {(each.table.removeprefix("scenes."), each.what, each.count, each.why) for each in run.undo()}
         assert {("kinds", "deleted", 1, ""), ("swaps", "restored", 3, ""), ("parts", "restored", 180, "")} == told
 
 

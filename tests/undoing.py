@@ -189,6 +189,7 @@ class Place:
         run = Run(self)
         earlier = self.entries()
         undo.begin(self.connection, run.id)
+        run.first = run.mark()
         try:
             yield run
         finally:
@@ -212,6 +213,7 @@ class Run:
     place: Place
     connection: Connection | None = None
     id: int = field(default_factory=lambda: secrets.randbits(63) or 1)
+    first: int = 0
 
     def __post_init__(self) -> None:
         """Connect, with the label."""
@@ -236,13 +238,13 @@ class Run:
         return undo.mark(self.connection, self.id)
 
     def undo(self, since: int = 0) -> list[Change]:
-        """Undo what it wrote."""
-        return undo.undo(self.connection, [self.id], since)
+        """Undo what it wrote since a mark, or since its beginning; it may go on writing."""
+        return undo.undo(self.connection, [self.id], since or self.first)
 
     def end(self) -> list[Change]:
         """Undo the rest and close."""
         self.writer.close()
-        changes = self.undo()
+        changes = undo.undo(self.connection, [self.id])
         undo.close(self.connection, self.id)
         return changes
 
