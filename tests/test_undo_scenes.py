@@ -262,3 +262,15 @@ def test_an_empty_run(place: Place):
     with place.run() as run:
         run.write("BEGIN; INSERT INTO kinds VALUES ('never'); ROLLBACK")
         assert [] == undo.undo(place.connection, [run.id])
+
+
+def test_a_row_that_an_undo_restored_is_restored_again(place: Place):
+    """Its image is then that undo's own: deleted and inserted later in the run, it is not taken for a new row."""
+    with place.unchanged() as run:
+        run.write("UPDATE swaps SET a = 50 WHERE id < 4")
+        run.undo()
+        run.write("""WITH gone AS (DELETE FROM swaps WHERE id = 1 RETURNING *)
+                     INSERT INTO swaps SELECT id, k || '!', a, b FROM gone""")
+        run.write("DELETE FROM swaps WHERE id = 2", "INSERT INTO swaps VALUES (2, 'again', 22, 22)")
+        run.write("DELETE FROM swaps WHERE id = 3", "INSERT INTO swaps VALUES (3, 'gone', 3, 3)")
+        run.write("DELETE FROM swaps WHERE id = 3")

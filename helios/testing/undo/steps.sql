@@ -80,7 +80,8 @@ BEGIN
     $sql$, t.log, _each(t.keys, 'x.%s'), entries, same_lp));
 
     -- The image to go back to is the last version that these runs did not write themselves. Where there is none, a key
-    -- that they inserted was absent; one they did not insert was restored by an undo, and goes back to its first image.
+    -- that they inserted was absent; one that they did not insert, or not before they touched what an undo had restored,
+    -- goes back to what that undo restored: its first image.
     PERFORM _make_step('_plan_' || t.rel, format($sql$
         INSERT INTO %1$s (%2$s, helios_image, helios_act, helios_why, helios_told)
         SELECT %3$s, g.helios_image,
@@ -93,10 +94,16 @@ BEGIN
                g.helios_told
         FROM (SELECT %2$s,
                      coalesce(max(helios_step) FILTER (WHERE helios_what <> 'I' AND helios_was <> ALL ($3)),
-                              CASE WHEN NOT bool_or(helios_what = 'I') THEN min(helios_step) END) AS helios_image,
+                              CASE WHEN NOT bool_or(helios_what = 'I') THEN min(helios_step) END,
+                              CASE WHEN min(helios_step) FILTER (WHERE helios_what <> 'I' AND helios_was = ANY (undone))
+                                        < min(helios_step) FILTER (WHERE helios_what = 'I')
+                                   THEN min(helios_step) FILTER (WHERE helios_what <> 'I' AND helios_was = ANY (undone))
+                              END) AS helios_image,
                      sum(CASE helios_what WHEN 'I' THEN 1 WHEN 'D' THEN -1 ELSE 0 END) AS helios_net,
                      bool_and(helios_kept) AS helios_told
-              FROM %4$s AS l WHERE %5$s GROUP BY %2$s) AS g
+              FROM %4$s AS l,
+                   (SELECT ARRAY(SELECT u.xmin FROM _undos AS u WHERE u.run = ANY ($1) AND u.step > $2) AS undone) AS u
+              WHERE %5$s GROUP BY %2$s) AS g
         LEFT JOIN %6$s AS t ON %7$s
     $sql$, t.plan, names, _each(t.keys, 'g.%s'), t.log, entries, t.name, same_gt));
 
