@@ -258,7 +258,8 @@ class Scene:
         schema.upgrade()
         with create_engine(self.url, poolclass=NullPool).begin() as connection:
             environment.mark(connection, SCHEMA, "test")
-        kit.seed(self.url, self.redis_url)
+        kit.seed_rows(self.url)
+        kit.seed_keys(self.redis_url)
         owner = ask(self.url, f"SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = '{SCHEMA}'")
         run_sql(self.url, f"SET LOCAL ROLE {owner}", NASTY.format(s=SCHEMA))
 
@@ -380,6 +381,10 @@ def recover(scene: Scene, tally: Counter[str]) -> None:
     while True:
         try:
             if not sweep():
+                break
+            if time.monotonic() - began > PATIENCE:
+                say("something stays dead, whatever is swept")
+                tally["not swept"] += 1
                 break
         except (HeliosError, DBAPIError) as error:  # a backend of somebody killed may still be at work
             if time.monotonic() - began > PATIENCE:

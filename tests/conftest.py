@@ -196,9 +196,19 @@ def helios(
     return run
 
 
+@pytest.fixture
+def kept_database(seeded_database: URL, valkey: URL) -> URL:
+    """A database marked test that holds real rows, beside real keys: what is there has to be there after each test.
+
+    The keys are written anew, because tests of other files empty this Valkey.
+    """
+    kit.seed_keys(valkey)
+    return seeded_database
+
+
 @pytest.fixture(scope="session")
-def kept_database(cluster: URL, valkey: URL) -> Iterator[URL]:
-    """A database marked test that holds real rows, beside real keys: what is there has to be there after each test."""
+def seeded_database(cluster: URL) -> Iterator[URL]:
+    """A database marked test that holds real rows."""
     name = f"t_{uuid.uuid4().hex[:12]}"
     admin = create_engine(cluster, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
@@ -210,7 +220,7 @@ def kept_database(cluster: URL, valkey: URL) -> Iterator[URL]:
         schema.upgrade()
     with create_engine(url, poolclass=NullPool).begin() as connection:
         environment.mark(connection, "helios_trading", "test")
-    kit.seed(url, valkey)
+    kit.seed_rows(url)
     yield url
     with admin.connect() as connection:
         connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))

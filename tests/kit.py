@@ -26,10 +26,15 @@ REAL = """
 """
 
 
-def seed(url: URL, valkey: URL, schema: str = "helios_trading") -> None:
-    """Write what was there before: rows and keys that look like tests, and are real."""
+def seed_rows(url: URL, schema: str = "helios_trading") -> None:
+    """Write rows that look like tests, and are real: they were there before."""
     run_sql(url, *filter(str.strip, REAL.format(s=schema).split(";\n")))
+
+
+def seed_keys(valkey: URL) -> None:
+    """Write keys that look like tests, and are real: they were there before."""
     with client(valkey) as there:
+        there.delete("price:BTCUSDT", "TEST:BTCUSDT", "queue:TESTUSDT")
         there.set("price:BTCUSDT", "96340.61", px=3_600_000)
         there.hset("TEST:BTCUSDT", mapping={"bid": "96340.60", "ask": "96340.62"})
         there.rpush("queue:TESTUSDT", *range(5))

@@ -31,7 +31,7 @@ def add(connection, model, **values):
 
 
 def instrument(connection, symbol: str) -> int:
-    (key,) = add(connection, Instrument, exchange="binance", market="spot", symbol=symbol)
+    (key,) = add(connection, Instrument, exchange=f"x{uuid.uuid4().hex}", market="spot", symbol=symbol)
     add(connection, Ticker, instrument_id=key, last_price="1.5", event_at=func.now())
     candle = dict.fromkeys(("open", "high", "low", "close", "volume"), 1)
     add(connection, Kline, instrument_id=key, interval="1h", open_time=text("date_trunc('hour', now())"), **candle)
