@@ -76,7 +76,7 @@ LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
 DECLARE
     wanted text := (SELECT relname FROM pg_class WHERE oid = table_oid);
 BEGIN
-    IF suffix <> '' OR EXISTS (SELECT FROM pg_class WHERE relname = wanted AND relnamespace = current_schema()::regnamespace) THEN
+    IF suffix <> '' OR to_regclass(format('%I.%I', current_schema(), wanted)) IS NOT NULL THEN
         wanted := format('%s %s%s', left(wanted, 10), table_oid, suffix);
     END IF;
     RETURN format('%I.%I', current_schema(), wanted);

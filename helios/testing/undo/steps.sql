@@ -386,6 +386,7 @@ BEGIN RETURN QUERY %s; END', coalesce((
             HAVING count(*) > 0
         $sql$, rel, log), ' UNION ALL ' ORDER BY rel) FROM _tables),
         'SELECT 0::oid, true, 0::bigint, NULL::xid[] WHERE false')));
+    EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA %I FROM PUBLIC', current_schema());
 END
 $$;
 

@@ -14,7 +14,7 @@ $$;
 -- Give what was undone, a row for each table and kind: deleted, restored, or kept with the reason.
 CREATE OR REPLACE FUNCTION undo_runs(runs bigint[], since bigint, patience integer) RETURNS SETOF _change
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET enable_mergejoin TO off SET row_security TO off
-SET work_mem TO '64MB' SET plan_cache_mode TO force_generic_plan AS $$
+SET work_mem TO '64MB' SET plan_cache_mode TO force_generic_plan SET jit TO off AS $$
 DECLARE
     touched oid[]; own xid[]; changes _change[] := '{}'; done _change[]; failed integer := 0; many boolean; left_to oid[];
 BEGIN
