@@ -25,7 +25,7 @@ from typing import Any
 import kit
 import psycopg2
 import redis
-from installation import rows, run_sql
+from installation import ask, rows, run_sql
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, Text, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -73,6 +73,7 @@ HARMLESS = (
     "recovery",
     "starting up",
     "has not begun in this redis, or is over",  # a child that lives a moment longer than its run
+    "is over, or did not begin here",  # likewise
 )
 
 
@@ -258,7 +259,8 @@ class Scene:
         with create_engine(self.url, poolclass=NullPool).begin() as connection:
             environment.mark(connection, SCHEMA, "test")
         kit.seed(self.url, self.redis_url)
-        run_sql(self.url, NASTY.format(s=SCHEMA))
+        owner = ask(self.url, f"SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = '{SCHEMA}'")
+        run_sql(self.url, f"SET LOCAL ROLE {owner}", NASTY.format(s=SCHEMA))
 
     def state(self) -> tuple[object, object]:
         """Read all that may not change."""
@@ -280,7 +282,7 @@ class Victim:
             [sys.executable, __file__, "victim"], stdout=subprocess.PIPE, stderr=self.talk, text=True
         )
         self.children: list[int] = []
-        self.process.stdout.readline()
+        self.begun = self.process.stdout.readline() == "begun\n"
         self.listener = threading.Thread(target=self.listen, daemon=True)
         self.listener.start()
 
@@ -305,9 +307,9 @@ class Victim:
             return self.talk.read()
 
 
-def kill_once(scene: Scene, chance: random.Random, tally: Counter[str]) -> None:
+def kill_once(scene: Scene, chance: random.Random, tally: Counter[str], most: int) -> None:
     """Let one or two suites run, kill something, and see that a sweep puts everything back."""
-    victims = [Victim() for _ in range(chance.choice((1, 1, 2)))]
+    victims = [Victim() for _ in range(min(most, chance.choice((1, 1, 2))))]
     time.sleep(chance.random() ** 2 * LONGEST)
     strike(scene, victims[0], chance, tally)
     for each in victims[1:]:
@@ -315,7 +317,10 @@ def kill_once(scene: Scene, chance: random.Random, tally: Counter[str]) -> None:
         each.process.send_signal(chance.choice((signal.SIGKILL, signal.SIGTERM)))
     for each in victims:
         said = each.end()
-        if "unexpected" in said or ("Traceback" in said and "connection" not in said.lower()):
+        if not each.begun:
+            tally["unexpected"] += 1
+            say(f"did not begin: {said}")
+        elif "unexpected" in said or ("Traceback" in said and "connection" not in said.lower()):
             tally["unexpected"] += 1
             say(said)
     scene.use()
@@ -393,14 +398,14 @@ def recover(scene: Scene, tally: Counter[str]) -> None:
         scene.before = after
 
 
-def chaos(folder: Path, rounds: int, seed: int) -> Counter[str]:
-    """Kill that many times on servers of its own; the tally says how that went."""
+def chaos(folder: Path, rounds: int, seed: int, most: int = 2) -> Counter[str]:
+    """Kill that many times on servers of its own, at most so many runs at once; the tally says how that went."""
     chance = random.Random(seed)  # noqa: S311 - chance, not secrecy
     tally: Counter[str] = Counter({"wrong": 0, "not swept": 0, "unexpected": 0})
     scene = Scene(folder)
     try:
         for number in range(rounds):
-            kill_once(scene, chance, tally)
+            kill_once(scene, chance, tally, most)
             if number % 25 == 24:
                 say(f"{number + 1} {dict(tally)}")
     finally:
@@ -421,11 +426,11 @@ def main() -> None:
         folder = Path(tempfile.mkdtemp(prefix="hu-"))
         folder.chmod(0o755)
         try:
-            tally = chaos(folder, count, seed)
+            tally = chaos(folder, count, seed, int(sys.argv[3]) if len(sys.argv) > 3 else 2)
         finally:
             shutil.rmtree(folder)
         print(f"seed {seed}", dict(tally))  # noqa: T201 - a program
-        sys.exit(1 if tally["wrong"] or tally["not swept"] else 0)
+        sys.exit(1 if tally["wrong"] or tally["not swept"] or tally["unexpected"] or not tally["dirty at death"] else 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Neighbours' rows that hang on a test's, or on which a test's would: where the short way and unique values are at stake."""
+"""Rows that neighbours hang on a test's, or on which a test's hang: the short way, unique values, lost parents."""
 
 from collections.abc import Iterator
 

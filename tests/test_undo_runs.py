@@ -125,7 +125,10 @@ def test_a_run_that_died_beside_one_that_lives(shop: Shop) -> None:
             assert [] == undo.dead(sweeper, schema=SCHEMA)
             with pytest.raises(HeliosError, match="test run 4711 is alive in another session"):
                 undo.undo(sweeper, [dying.id], schema=SCHEMA)
+            pid = connection.connection.driver_connection.info.backend_pid
             connection.invalidate()
+        while shop.rows("SELECT FROM pg_stat_activity WHERE pid = :pid", pid=pid):
+            pass
         assert [dying.id] == undo.dead(sweeper, schema=SCHEMA)
         undo.undo(sweeper, [dying.id], schema=SCHEMA)
         undo.close(sweeper, dying.id, schema=SCHEMA)

@@ -24,7 +24,6 @@ from helios.testing.audit import Unattributed
 from helios.testing.audit.keys import RedisAudit
 from helios.testing.audit.rows import PostgresAudit
 from helios.testing.undo import Change
-from helios.testing.undo.forgetting import forget
 
 if TYPE_CHECKING:
     from helios.testing.subject import Subject
@@ -155,7 +154,7 @@ class Halves:
         if self.redis is not None:
             with reaching_redis():
                 redis_log.forget(self.redis, run)
-        forget(self.connection, run)
+        undo.forget(self.connection, run)
         self.close(run)
 
     def dead(self) -> list[int]:

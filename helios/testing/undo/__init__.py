@@ -8,6 +8,7 @@ on holds the run's lease until it closes.
 
 from helios.testing.undo.digest import digest, objects
 from helios.testing.undo.following import bookkeeping, install, remove
+from helios.testing.undo.forgetting import forget
 from helios.testing.undo.runs import Change, begin, close, dead, mark, registered, transactions, undo
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "close",
     "dead",
     "digest",
+    "forget",
     "install",
     "mark",
     "objects",

@@ -157,15 +157,16 @@ BEGIN
 END
 $$;
 
--- What triggers of the product, or cascades, would update and delete because of an undo: not done, because the undo
--- itself restores each row; where the undo went the short way, it learns by the error that it has to go the long one.
+-- What triggers of the product, or cascades, would write because of an undo: not done, because the undo itself restores
+-- each row, and a row that they inserted would sit on the key of one that is to come back. Where a row would be changed
+-- and the undo went the short way, it learns by the error that it has to go the long one.
 CREATE OR REPLACE FUNCTION _hold() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
     IF NOT _undoing() THEN
         RETURN coalesce(NEW, OLD);
     END IF;
-    IF current_setting('helios.undoing') = 'short' THEN
+    IF TG_OP <> 'INSERT' AND current_setting('helios.undoing') = 'short' THEN
         RAISE EXCEPTION USING ERRCODE = 'HU001', MESSAGE = format('%s is changed by a trigger', TG_RELID::regclass);
     END IF;
     RETURN NULL;

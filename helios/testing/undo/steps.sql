@@ -80,7 +80,8 @@ BEGIN
     $sql$, t.log, _each(t.keys, 'x.%s'), entries, same_lp));
 
     -- The image to go back to is the last version that these runs did not write themselves. Where there is none, a key
-    -- that they inserted was absent; one they did not insert was restored by an undo, and goes back to its first image.
+    -- that they inserted was absent; one that they did not insert, or not before they touched what an undo had restored,
+    -- goes back to what that undo restored: its first image.
     PERFORM _make_step('_plan_' || t.rel, format($sql$
         INSERT INTO %1$s (%2$s, helios_image, helios_act, helios_why, helios_told)
         SELECT %3$s, g.helios_image,
@@ -93,10 +94,16 @@ BEGIN
                g.helios_told
         FROM (SELECT %2$s,
                      coalesce(max(helios_step) FILTER (WHERE helios_what <> 'I' AND helios_was <> ALL ($3)),
-                              CASE WHEN NOT bool_or(helios_what = 'I') THEN min(helios_step) END) AS helios_image,
+                              CASE WHEN NOT bool_or(helios_what = 'I') THEN min(helios_step) END,
+                              CASE WHEN min(helios_step) FILTER (WHERE helios_what <> 'I' AND helios_was = ANY (undone))
+                                        < min(helios_step) FILTER (WHERE helios_what = 'I')
+                                   THEN min(helios_step) FILTER (WHERE helios_what <> 'I' AND helios_was = ANY (undone))
+                              END) AS helios_image,
                      sum(CASE helios_what WHEN 'I' THEN 1 WHEN 'D' THEN -1 ELSE 0 END) AS helios_net,
                      bool_and(helios_kept) AS helios_told
-              FROM %4$s AS l WHERE %5$s GROUP BY %2$s) AS g
+              FROM %4$s AS l,
+                   (SELECT ARRAY(SELECT u.xmin FROM _undos AS u WHERE u.run = ANY ($1) AND u.step > $2) AS undone) AS u
+              WHERE %5$s GROUP BY %2$s) AS g
         LEFT JOIN %6$s AS t ON %7$s
     $sql$, t.plan, names, _each(t.keys, 'g.%s'), t.log, entries, t.name, same_gt));
 
@@ -129,12 +136,6 @@ BEGIN
         DELETE FROM %1$s AS l WHERE %2$s AND NOT EXISTS (SELECT FROM %3$s AS p WHERE p.helios_act = 'K' AND %4$s)
     $sql$, t.log, entries, t.plan, same_lp));
     PERFORM _make_step('_clear_plan_' || t.rel, format('DELETE FROM %s', t.plan));
-
-    -- What triggers of the product inserted because of an undo.
-    PERFORM _make_step('_extra_' || t.rel, format($sql$
-        WITH gone AS (DELETE FROM %1$s AS l WHERE l.helios_run = -1 RETURNING %2$s)
-        DELETE FROM %3$s AS t USING gone AS l WHERE %4$s
-    $sql$, t.log, names, t.name, same_tl));
 
     PERFORM _make_exact(t);
 END
@@ -226,6 +227,12 @@ BEGIN
     IF other_columns THEN
         leaves := format('(%s OR p.helios_act IN (''U'', ''X'') AND NOT EXISTS (SELECT FROM %s AS b WHERE '
                          'b.helios_step = p.helios_image AND %s))', leaves, parent.log, _refers(link, 'c', 'b'));
+    END IF;
+    IF f.confdeltype = 'a' THEN
+        -- NO ACTION is checked when the statement ends: another row may hold the value by then.
+        leaves := format('%s AND NOT EXISTS (SELECT FROM %s AS pn JOIN %s AS bn ON bn.helios_step = pn.helios_image '
+                         'WHERE pn.helios_act IN (''I'', ''U'', ''X'') AND %s)', leaves, parent.plan, parent.log,
+                         _refers(link, 'c', 'bn'));
     END IF;
     IF child.rel IS NOT NULL THEN
         stays := format(' AND NOT EXISTS (SELECT FROM %s AS pc LEFT JOIN %s AS i ON i.helios_step = pc.helios_image '
