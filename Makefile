@@ -34,6 +34,7 @@ chaos: .venv/developing
 	@HELIOS_KILLS=$(KILLS) .venv/bin/python -m pytest tests/test_migrations.py -k "killed" $(TESTS)
 	@PYTHONPATH=scripts .venv/bin/python tests/chaos_backfill.py $(LOADS)
 	@.venv/bin/python tests/chaos_undo.py $(RUNS)
+	@.venv/bin/python tests/chaos_undo_log.py $(RUNS)
 	@PYTHONPATH=scripts .venv/bin/python tests/chaos_mirrors.py $(ROUNDS)
 
 bench: .venv/benchmarking

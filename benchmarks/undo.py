@@ -26,9 +26,9 @@ SCHEMA = "undo_bench"
 BEFORE = 100_000
 RUN = 1
 TESTS = (1, 100, 10_000)
-MANY = 1000  # rows: tests of fewer are measured more often
-SLOW_TURNS = 3  # of the peers
-SLOW = ("template clone",)
+QUICK = ("rollback recipe, one commit counted", "rollback recipe as it is", "Helios undo log")
+SLOW_ROUNDS = 3  # of those who are slower by far
+MORE = 4  # times as many rounds of small tests
 LARGE = {  # what is undone, and the plain statement beside it
     "undo of 1,000,000 inserted rows": (
         f"INSERT INTO {SCHEMA}.things (symbol, price) SELECT 'S' || i, i / 7.0 FROM generate_series(1, 1000000) AS i",
@@ -146,19 +146,20 @@ class Bench:
 
 
 def undo(at: Place, options: argparse.Namespace, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Measure tests of each size, then large undos beside the plain statement; medians, ratios where less is better."""
+    """Measure tests of each size, then large undos beside the plain statement: medians, and ratios; less is better."""
     results: list[dict[str, Any]] = []
     fill(at)
     with at.engine().connect().execution_options(isolation_level="AUTOCOMMIT") as lease:
         log.install(lease, SCHEMA, [Thing.__table__])
         log.begin(lease, RUN)
+        beginning = log.mark(lease, RUN)
         bench = Bench(at, lease)
         for rows in TESTS:
             say(f"tests of {rows:,} rows ...")
             results += tests(bench, rows, options)
         for content, (change, plain) in LARGE.items():
             say(f"{content} ...")
-            results += large(at, bench, content, change, plain, max(1, options.rounds // 3))
+            results += large(at, bench, content, change, plain, beginning, max(1, options.rounds // 3))
         log.undo(lease, [RUN])
         log.close(lease, RUN)
     return results
@@ -194,12 +195,11 @@ def tests(bench: Bench, rows: int, options: argparse.Namespace) -> list[dict[str
     ways = {
         name: way for name, way in bench.ways().items() if not options.only or options.only in name or "recipe" in name
     }
-    rounds = options.rounds * (4 if rows < MANY else 1)
+    rounds = options.rounds * (1 if rows == TESTS[-1] else MORE)
     taken: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(-3, rounds):
+    for turn in range(-SLOW_ROUNDS, rounds):
         for name, way in ways.items():
-            slow = name not in ("rollback recipe, one commit counted", "rollback recipe as it is", "Helios undo log")
-            if slow and turn >= SLOW_TURNS:
+            if name not in QUICK and turn >= SLOW_ROUNDS:
                 continue
             began = time.perf_counter()
             way(rows)
@@ -209,12 +209,12 @@ def tests(bench: Bench, rows: int, options: argparse.Namespace) -> list[dict[str
 
 
 def large(  # noqa: PLR0913, PLR0917 - what is compared
-    at: Place, bench: Bench, content: str, change: str, plain: str, rounds: int
+    at: Place, bench: Bench, content: str, change: str, plain: str, beginning: int, rounds: int
 ) -> list[dict[str, Any]]:
     """Time the undo of a large change beside the plain statement that does as much."""
     taken: dict[str, list[float]] = {"plain statement": [], "Helios undo log": []}
     for _ in range(rounds):
-        for name, times in taken.items():
+        for name, seconds in taken.items():
             engine = bench.labelled if name == "Helios undo log" else bench.plain
             with engine.begin() as connection:
                 connection.exec_driver_sql(change)
@@ -222,11 +222,11 @@ def large(  # noqa: PLR0913, PLR0917 - what is compared
             at.ask("CHECKPOINT")
             began = time.perf_counter()
             if name == "Helios undo log":
-                log.undo(bench.lease, [RUN], 1)
+                log.undo(bench.lease, [RUN], beginning)
             else:
                 with bench.plain.begin() as connection:
                     connection.exec_driver_sql(plain)
-            times.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - began)
             at.ask(f"VACUUM {SCHEMA}.things")
     return told(content, taken)
 

@@ -174,6 +174,7 @@ def shop_of(cluster: URL) -> Iterator[Shop]:
     with admin.connect() as connection:
         for role in roles:
             connection.execute(text(f"CREATE ROLE {role} LOGIN"))
+        connection.execute(text(f"GRANT pg_read_all_stats TO {roles[0]}"))  # to name the query that blocks an undo
         connection.execute(text(f'CREATE DATABASE "{name}" OWNER {roles[0]}'))
     url = cluster.set(database=name)
     shop = Shop(url, *(url.set(username=role) for role in roles))

@@ -19,8 +19,8 @@ BLOCKERS = text("""
     WITH blocker AS (SELECT DISTINCT unnest(pg_blocking_pids(:pid)) AS pid)
     SELECT coalesce(
         'pid ' || activity.pid || ' (' || coalesce(nullif(application_name, ''), usename, 'unknown') || ', ' ||
-            coalesce(state, 'its state is hidden from this role') || '), whose last query was: ' ||
-            left(regexp_replace(query, '\\s+', ' ', 'g'), 200),
+            coalesce(state || '), whose last query was: ' || left(regexp_replace(query, '\\s+', ' ', 'g'), 200),
+                     'a member of pg_read_all_stats could see its query)'),
         'a prepared transaction, which COMMIT PREPARED or ROLLBACK PREPARED ends: ' || coalesce((
             SELECT string_agg(quote_literal(gid) || ', prepared ' || prepared, '; ' ORDER BY prepared)
             FROM pg_prepared_xacts WHERE database = current_database()), 'it is gone by now')

@@ -11,7 +11,7 @@ from helios.testing.undo.place import quoted, run, transaction
 WRITTEN = """
     SET LOCAL timezone TO 'UTC'; SET LOCAL datestyle TO 'ISO, YMD'; SET LOCAL intervalstyle TO 'postgres';
     SET LOCAL extra_float_digits TO 1; SET LOCAL bytea_output TO 'hex'; SET LOCAL xmloption TO 'content';
-    SET LOCAL search_path TO pg_catalog
+    SET LOCAL search_path TO pg_catalog; SET LOCAL jit TO off
 """
 OBJECTS = text("""
     WITH space AS (SELECT oid, nspname FROM pg_namespace WHERE nspname = ANY (:schemas)),

@@ -76,7 +76,7 @@ LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
 DECLARE
     wanted text := (SELECT relname FROM pg_class WHERE oid = table_oid);
 BEGIN
-    IF suffix <> '' OR EXISTS (SELECT FROM pg_class WHERE relname = wanted AND relnamespace = current_schema()::regnamespace) THEN
+    IF suffix <> '' OR to_regclass(format('%I.%I', current_schema(), wanted)) IS NOT NULL THEN
         wanted := format('%s %s%s', left(wanted, 10), table_oid, suffix);
     END IF;
     RETURN format('%I.%I', current_schema(), wanted);
@@ -199,18 +199,11 @@ BEGIN
 END $body$, t.log, images, run, _each(t.columns, 'OLD.%s'), _each(t.keys, 'OLD.%s'), _each(t.keys, 'NEW.%s'), keys));
     EXECUTE format(head, here, '_inserted_' || t.rel, format($body$
 DECLARE
-    helios_label CONSTANT text := pg_catalog.current_setting('helios.test_run', true);
     helios_number CONSTANT bigint := pg_catalog.nextval('%5$s._steps');
 BEGIN
-    IF helios_label OPERATOR(pg_catalog.<>) '' THEN
-        INSERT INTO %1$s (helios_run, helios_step, helios_what, %2$s)
-        SELECT helios_label::bigint, helios_number, 'I', %3$s FROM helios_new AS n;
-    ELSIF %5$s._undoing() THEN    -- by a trigger, because of an undo, which takes it out again
-        INSERT INTO %1$s (helios_run, helios_step, helios_what, %2$s) SELECT -1, helios_number, 'I', %3$s FROM helios_new AS n;
-        PERFORM pg_catalog.set_config('helios.undo_extra', 'on', true);
-    END IF;
+    INSERT INTO %1$s (helios_run, helios_step, helios_what, %2$s) SELECT %4$s, helios_number, 'I', %3$s FROM helios_new AS n;
     RETURN NULL;
-END $body$, t.log, keys, _each(t.keys, 'n.%s'), '', here));
+END $body$, t.log, keys, _each(t.keys, 'n.%s'), run, here));
     EXECUTE format(head, here, '_truncated_' || t.rel, format($body$
 BEGIN
     IF pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.<>) 'read committed' THEN
@@ -250,7 +243,7 @@ BEGIN
              undoing || ' AND pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.=) 0',
              format('%I()', '_exact_' || root), root = table_oid AND stamped),
             ('~helios_inserted', 'AFTER INSERT', 'STATEMENT', 'REFERENCING NEW TABLE AS helios_new',
-             format('%s OR %s', labelled, below), format('%I()', '_inserted_' || root), true),
+             labelled, format('%I()', '_inserted_' || root), true),
             ('~helios_truncated', 'BEFORE TRUNCATE', 'STATEMENT', '', labelled,
              format('%I()', '_truncated_' || root), true)
         ) AS each (name, moment, level, referencing, condition, call, here)

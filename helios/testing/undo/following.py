@@ -49,6 +49,7 @@ OWNER = text("""
     WHERE nspname = :schema
 """)
 OWNS = text("SELECT pg_has_role(CAST(:role AS name), CAST(:owner AS name), 'USAGE')")
+USABLE = text("SELECT has_schema_privilege(to_regnamespace(quote_ident(:log))::oid, 'USAGE')")
 VERSION = text("SELECT obj_description(to_regnamespace(quote_ident(:log)), 'pg_namespace')")
 DONE = """
     SELECT tables.rel FROM {log}._tables AS tables
@@ -130,7 +131,7 @@ def version() -> str:
 
 def up_to_date(connection: Connection, log: str, found: Sequence[Row[Any]]) -> bool:
     """Look without a lock whether all is there."""
-    if connection.scalar(VERSION, {"log": log}) != version():
+    if connection.scalar(VERSION, {"log": log}) != version() or not connection.scalar(USABLE, {"log": log}):
         return False
     statement = DONE.format(log=quoted(connection, log).replace("%", "%%"))
     wanted = [row.oid for row in found]
@@ -206,7 +207,6 @@ def make_functions(connection: Connection, log: str) -> None:
     run(connection, "SET LOCAL check_function_bodies TO off")  # they name each other
     for each in sources():
         run(connection, each)
-    run(connection, f"REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {quoted(connection, log)} FROM PUBLIC")
     run(connection, f"COMMENT ON SCHEMA {quoted(connection, log)} IS '{version()}'")
 
 

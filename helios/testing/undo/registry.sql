@@ -71,17 +71,27 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION close_run(run bigint) RETURNS void
+-- Whoever still writes with the run's label is waited for. A run that has left something stays registered.
+CREATE OR REPLACE FUNCTION close_run(run bigint, patience integer) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
+    PERFORM set_config('lock_timeout', patience::text, true);
+    PERFORM pg_advisory_xact_lock(_writers(run));
     IF NOT EXISTS (SELECT FROM _touched(ARRAY[run], 0)) THEN
         DELETE FROM _runs WHERE id = run;
         DELETE FROM _undos AS u WHERE u.run = close_run.run;
     END IF;
-    PERFORM pg_advisory_unlock(_lease(run)) FROM pg_locks
-    WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND objsubid = 1
-      AND (classid::bigint << 32) + objid::bigint = _lease(run);
+    IF _leased_here(run) THEN
+        PERFORM pg_advisory_unlock(_lease(run));
+    END IF;
 END
+$$;
+
+CREATE OR REPLACE FUNCTION _leased_here(run bigint) RETURNS boolean
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND objsubid = 1
+                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                   AND (classid::bigint << 32) + objid::bigint = _lease(run))
 $$;
 
 CREATE OR REPLACE FUNCTION dead_runs() RETURNS SETOF bigint
@@ -91,8 +101,7 @@ DECLARE
 BEGIN
     FOR run IN SELECT id FROM _runs ORDER BY began, id LOOP
         -- A session may take its own lock twice, so one that holds a lease is not asked.
-        CONTINUE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()
-                              AND objsubid = 1 AND (classid::bigint << 32) + objid::bigint = _lease(run));
+        CONTINUE WHEN _leased_here(run);
         IF pg_try_advisory_lock(_lease(run)) THEN
             PERFORM pg_advisory_unlock(_lease(run));
             RETURN NEXT run;
@@ -122,7 +131,7 @@ BEGIN
     PERFORM pg_advisory_xact_lock_shared(_writers(label::bigint));
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         -- An older snapshot may show a run as open that was closed since; a row lock notices.
-        PERFORM FROM _runs WHERE id = label::bigint AND NOT closed FOR KEY SHARE;
+        PERFORM FROM _runs WHERE id = label::bigint AND NOT closed FOR SHARE;
     ELSE
         PERFORM FROM _runs WHERE id = label::bigint AND NOT closed;
     END IF;

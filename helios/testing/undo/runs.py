@@ -82,9 +82,15 @@ def undo(
     return [Change(row[0], row[1], row[2], row[3]) for row in rows]
 
 
-def close(connection: Connection, run: int, *, schema: str | None = None) -> None:
-    """Give the lease back; a run whose log still holds something stays registered, for the next sweep."""
-    call(connection, schema, "close_run", run)
+def close(connection: Connection, run: int, *, schema: str | None = None, patience: float = PATIENCE) -> None:
+    """Give the lease back; a run whose log holds something stays registered, for the next sweep to undo.
+
+    Raises:
+        HeliosError: a transaction of the run stays open for longer than `patience` seconds; the message names it.
+
+    """
+    action = lambda wait: call(connection, schema, "close_run", run, milliseconds(wait))  # noqa: E731
+    patiently(connection, patience, f"closing test run {run}", action)
 
 
 def dead(connection: Connection, *, schema: str | None = None) -> list[int]:

@@ -137,12 +137,6 @@ BEGIN
     $sql$, t.log, entries, t.plan, same_lp));
     PERFORM _make_step('_clear_plan_' || t.rel, format('DELETE FROM %s', t.plan));
 
-    -- What triggers of the product inserted because of an undo.
-    PERFORM _make_step('_extra_' || t.rel, format($sql$
-        WITH gone AS (DELETE FROM %1$s AS l WHERE l.helios_run = -1 RETURNING %2$s)
-        DELETE FROM %3$s AS t USING gone AS l WHERE %4$s
-    $sql$, t.log, names, t.name, same_tl));
-
     PERFORM _make_exact(t);
 END
 $$;
@@ -399,6 +393,7 @@ BEGIN RETURN QUERY %s; END', coalesce((
             HAVING count(*) > 0
         $sql$, rel, log), ' UNION ALL ' ORDER BY rel) FROM _tables),
         'SELECT 0::oid, true, 0::bigint, NULL::xid[] WHERE false')));
+    EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA %I FROM PUBLIC', current_schema());
 END
 $$;
 

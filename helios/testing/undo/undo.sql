@@ -14,7 +14,7 @@ $$;
 -- Give what was undone, a row for each table and kind: deleted, restored, or kept with the reason.
 CREATE OR REPLACE FUNCTION undo_runs(runs bigint[], since bigint, patience integer) RETURNS SETOF _change
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET enable_mergejoin TO off SET row_security TO off
-SET work_mem TO '64MB' SET plan_cache_mode TO force_generic_plan AS $$
+SET work_mem TO '64MB' SET plan_cache_mode TO force_generic_plan SET jit TO off AS $$
 DECLARE
     touched oid[]; own xid[]; changes _change[] := '{}'; done _change[]; failed integer := 0; many boolean; left_to oid[];
 BEGIN
@@ -71,7 +71,7 @@ BEGIN
         END IF;
         PERFORM pg_advisory_xact_lock(_writers(run));
     END LOOP;
-    PERFORM set_config('helios.test_run', '', true), set_config('helios.undo_extra', '', true);
+    PERFORM set_config('helios.test_run', '', true);
 END
 $$;
 
@@ -150,7 +150,6 @@ BEGIN
             left_to := left_to || t.rel;
         END;
     END LOOP;
-    PERFORM _remove_extra(many);
 END
 $$;
 
@@ -201,7 +200,6 @@ BEGIN
     PERFORM _settle(runs, since, own, many, touched);
     changes := _act(touched, own) || _kept(touched);
     SET CONSTRAINTS ALL IMMEDIATE;
-    PERFORM _remove_extra(many);
     PERFORM _compare(runs, since, own, many, touched);
     PERFORM _forget(runs, since, own, many, touched);
     RETURN changes;
@@ -349,23 +347,6 @@ BEGIN
         changes := changes || coalesce(found, '{}');
     END LOOP;
     RETURN changes;
-END
-$$;
-
--- What triggers of the product inserted because of the undo goes again; what they would update or delete was not done.
-CREATE OR REPLACE FUNCTION _remove_extra(many boolean) RETURNS void
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
-DECLARE
-    rounds integer := 0;
-BEGIN
-    WHILE current_setting('helios.undo_extra', true) = 'on' LOOP
-        rounds := rounds + 1;
-        IF rounds > 10 THEN
-            RAISE EXCEPTION 'triggers of the product write without end because of the undo';
-        END IF;
-        PERFORM set_config('helios.undo_extra', '', true), set_config('helios.undoing', 'long', true);
-        PERFORM _run_step('_extra_', rel, NULL, NULL, NULL, false) FROM _tables ORDER BY rank NULLS LAST;
-    END LOOP;
 END
 $$;
 

@@ -1,0 +1,50 @@
+"""Rows that neighbours hang on a test's, or on which a test's hang: the short way, unique values, lost parents."""
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import URL
+from undo_shop import Shop, running, shop_of
+
+
+@pytest.fixture(scope="module")
+def shop(cluster: URL) -> Iterator[Shop]:
+    with shop_of(cluster) as shop:
+        yield shop
+
+
+def test_a_neighbour_s_child_of_a_row_that_was_only_inserted(shop: Shop) -> None:
+    """Where a test only inserted, no cascade of the short way takes a neighbour's rows along either."""
+    for child in ("orders (client_id, instrument_id) VALUES ('n', 910)", "signals VALUES (910, 910)"):
+        with running(shop) as run, shop.beside() as neighbour:
+            run.write("INSERT INTO shop.instruments (id, symbol) VALUES (910, 'T0'), (911, 'T1')")
+            neighbour.exec_driver_sql(f"INSERT INTO shop.{child}")
+            assert ("instruments", "kept", 1, f"referenced from shop.{child.split(' ')[0]}") in run.undo()
+            assert [(910,)] == shop.rows("SELECT id FROM shop.instruments WHERE id >= 900")
+            assert [(910,)] == shop.rows(
+                "SELECT instrument_id FROM shop.orders WHERE client_id = 'n' "
+                "UNION ALL SELECT instrument_id FROM shop.signals WHERE id = 910"
+            )
+            neighbour.exec_driver_sql("DELETE FROM shop.orders WHERE client_id = 'n'")
+            neighbour.exec_driver_sql("DELETE FROM shop.signals WHERE id = 910")
+
+
+def test_a_neighbour_s_reference_to_a_unique_value(shop: Shop) -> None:
+    """A row that a neighbour refers to by a value that the test gave it keeps that value."""
+    with running(shop) as run, shop.beside() as neighbour:
+        run.write("UPDATE shop.codes SET code = 'ours' WHERE id = 9")
+        neighbour.exec_driver_sql("INSERT INTO shop.uses VALUES (90, 'ours')")
+        assert [("codes", "kept", 1, "referenced from shop.uses")] == run.undo()
+        assert [("ours",)] == shop.rows("SELECT code FROM shop.uses WHERE id = 90")
+        neighbour.exec_driver_sql("DELETE FROM shop.uses WHERE id = 90")
+        assert [("codes", "restored", 1, "")] == run.undo()
+
+
+def test_an_image_whose_parent_a_neighbour_deleted(shop: Shop) -> None:
+    """A deleted row cannot return below a parent that is gone; its image stays in the log until it can."""
+    with running(shop) as run, shop.beside() as neighbour:
+        run.write("DELETE FROM shop.children WHERE id = 5")
+        neighbour.exec_driver_sql("DELETE FROM shop.parents WHERE id = 5")
+        assert [("children", "kept", 1, "its row in shop.parents is gone")] == run.undo()
+        neighbour.exec_driver_sql("INSERT INTO shop.parents VALUES (5, 'p5')")
+        assert [("children", "restored", 1, "")] == run.undo()

@@ -1,0 +1,241 @@
+"""Runs: marks, overlapping ones, dead ones, and whoever stands in an undo's way."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from installation import run_sql
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError
+from undo_shop import SCHEMA, Run, Shop, running, shop_of, undone
+
+from helios.errors import HeliosError
+from helios.testing import undo
+
+
+@pytest.fixture(scope="module")
+def shop(cluster: URL) -> Iterator[Shop]:
+    with shop_of(cluster) as shop:
+        yield shop
+
+
+def test_marks_one_within_the_other(shop: Shop) -> None:
+    """Each undo goes back to its mark, over rows that earlier undos restored, and the last to the beginning."""
+    beginning = shop.digest()
+    with running(shop) as run:
+        run.write("INSERT INTO shop.touched VALUES (600); UPDATE shop.swaps SET a = 500 WHERE id = 1")
+        first, at_first = run.mark(), shop.digest()
+        run.write(
+            "UPDATE shop.touched SET v = 5 WHERE id = 600",
+            "UPDATE shop.swaps SET a = 501 WHERE id = 1",
+            "DELETE FROM shop.swaps WHERE id = 2",
+            "INSERT INTO shop.swaps VALUES (800, 'x', 8, 800)",
+        )
+        second, at_second = run.mark(), shop.digest()
+        run.write(
+            "DELETE FROM shop.touched WHERE id = 600",
+            "DELETE FROM shop.swaps WHERE id IN (1, 800)",
+            "INSERT INTO shop.swaps VALUES (2, 'y', 2, 2), (1, 'yy', 1, 1)",
+        )
+        run.undo(second)
+        assert at_second == shop.digest()
+        third = run.mark()
+        run.write("UPDATE shop.swaps SET a = 600 WHERE id IN (1, 3)")
+        run.undo(third)
+        assert at_second == shop.digest()
+        run.write("UPDATE shop.swaps SET a = 601 WHERE id = 1")
+        run.undo(second)
+        assert at_second == shop.digest(), "a mark is good for many undos"
+        run.undo(first)
+        assert at_first == shop.digest()
+        run.undo()
+        assert beginning == shop.digest()
+        run.close()
+    assert 0 == shop.logged()
+
+
+def test_an_ended_run_may_write_no_more(shop: Shop) -> None:
+    """After the undo of all of it, a late write of a thread or child process is refused, in every isolation level."""
+    with running(shop) as run:
+        late = run.engine(isolation_level="REPEATABLE READ").connect()
+        late.exec_driver_sql("SELECT count(*) FROM shop.swaps")
+        run.write("UPDATE shop.swaps SET a = 50 WHERE id = 1")
+        run.undo()
+        with pytest.raises(DBAPIError, match="could not serialize access"):
+            late.exec_driver_sql("UPDATE shop.swaps SET a = 51 WHERE id = 2")
+        late.close()
+        with pytest.raises(
+            DBAPIError, match=rf"test run {run.id} is over, or did not begin here: a write to shop\.swaps"
+        ):
+            run.write("UPDATE shop.swaps SET a = 51 WHERE id = 1")
+
+
+def test_a_run_that_never_began_is_refused(shop: Shop) -> None:
+    """So is a label that is no number."""
+    with shop.kit() as connection:
+        with pytest.raises(DBAPIError, match="test run 77 is over, or did not begin here"):
+            Run(shop, connection, 77).write("DELETE FROM shop.swaps")
+        with pytest.raises(DBAPIError, match="'seven' is no test run"):
+            Run(shop, connection, "seven").write("DELETE FROM shop.swaps")  # type: ignore[arg-type]
+
+
+def test_a_run_begins_once(shop: Shop) -> None:
+    """Neither the same connection nor another may begin it again."""
+    with running(shop) as run, shop.kit() as other:
+        for connection in (run.connection, other):
+            with pytest.raises(HeliosError, match=f"test run {run.id} has begun already"):
+                undo.begin(connection, run.id, schema=SCHEMA)
+
+
+def test_two_runs_that_overlap(shop: Shop) -> None:
+    """What both touched is left to the one that lives on; when it has ended too, all is as before."""
+    before = shop.digest()
+    with running(shop) as one, running(shop) as other:
+        one.write(
+            "UPDATE shop.swaps SET a = 11 WHERE id = 1",
+            "INSERT INTO shop.touched VALUES (700)",
+            "INSERT INTO shop.instruments (id, symbol) VALUES (950, 'S')",
+            "INSERT INTO shop.klines VALUES (9, '2030-01-01')",
+        )
+        other.write(
+            "UPDATE shop.swaps SET a = 12 WHERE id = 1",
+            "UPDATE shop.touched SET v = 1 WHERE id = 700",
+            "INSERT INTO shop.orders (client_id, instrument_id) VALUES ('r2', 950)",
+            "UPDATE shop.klines SET o = 5 WHERE t = '2030-01-01'",
+        )
+        one.write("UPDATE shop.swaps SET b = 99 WHERE id = 2")
+        one.undo()
+        assert [(12,)] == shop.rows("SELECT a FROM shop.swaps WHERE id = 1")
+        assert [(2,)] == shop.rows("SELECT b FROM shop.swaps WHERE id = 2")
+        other.undo()
+        one.undo()
+    assert before == shop.digest()
+    assert 0 == shop.logged()
+
+
+def test_a_run_that_died_beside_one_that_lives(shop: Shop) -> None:
+    """Its lease is free: it is listed as dead, and undone by another connection; the living one's writes stay."""
+    before = shop.digest()
+    with running(shop) as living, shop.kit() as sweeper:
+        with shop.kit() as connection:
+            dying = Run(shop, connection, 4711)
+            undo.begin(connection, dying.id, schema=SCHEMA)
+            dying.write("INSERT INTO shop.touched VALUES (701)", "UPDATE shop.swaps SET a = 11 WHERE id = 3")
+            living.write("INSERT INTO shop.touched VALUES (702)", "UPDATE shop.swaps SET b = 12 WHERE id = 3")
+            assert [] == undo.dead(sweeper, schema=SCHEMA)
+            with pytest.raises(HeliosError, match="test run 4711 is alive in another session"):
+                undo.undo(sweeper, [dying.id], schema=SCHEMA)
+            pid = connection.connection.driver_connection.info.backend_pid
+            connection.invalidate()
+        while shop.rows("SELECT FROM pg_stat_activity WHERE pid = :pid", pid=pid):
+            pass
+        assert [dying.id] == undo.dead(sweeper, schema=SCHEMA)
+        undo.undo(sweeper, [dying.id], schema=SCHEMA)
+        undo.close(sweeper, dying.id, schema=SCHEMA)
+        assert [] == undo.dead(sweeper, schema=SCHEMA)
+        assert [(702,)] == shop.rows("SELECT id FROM shop.touched WHERE id > 700")
+        assert [(11, 12)] == shop.rows("SELECT a, b FROM shop.swaps WHERE id = 3")
+    assert before == shop.digest()
+    assert 0 == shop.logged()
+
+
+def test_a_closed_run_that_was_not_undone_is_dead(shop: Shop) -> None:
+    """Closing forgets nothing that is in the log, nor what a child process writes later: the next sweep undoes both."""
+    before = shop.digest()
+    with running(shop) as run, shop.kit() as sweeper:
+        run.write("INSERT INTO shop.touched VALUES (703)")
+        run.close()
+        run.write("INSERT INTO shop.touched VALUES (704)")
+        assert [run.id] == undo.dead(sweeper, schema=SCHEMA)
+        assert [("shop.touched", 2)] == [
+            (each.table, each.count) for each in undo.undo(sweeper, [run.id], schema=SCHEMA)
+        ]
+    assert before == shop.digest()
+
+
+def test_an_open_transaction_of_the_run_is_named(shop: Shop) -> None:
+    """The undo, a mark and the end wait for it; after a time they say its pid and its query, and change nothing."""
+    with undone(shop) as run:
+        run.write("INSERT INTO shop.touched VALUES (705)")
+        with run.engine().connect() as connection:
+            connection.exec_driver_sql("UPDATE shop.swaps SET a = 50 WHERE id = 1")
+            pid = connection.connection.driver_connection.info.backend_pid
+            expected = (
+                rf"(?s)waited for more than 0.2 s, blocked by pid {pid} .*UPDATE shop\.swaps SET a = 50 WHERE id = 1"
+            )
+            for action in (run.undo, lambda **more: undo.mark(run.connection, run.id, schema=SCHEMA, **more)):
+                with pytest.raises(HeliosError, match=expected):
+                    action(patience=0.2)
+            assert [(705,)] == shop.rows("SELECT id FROM shop.touched WHERE id = 705")
+            connection.commit()
+
+
+def test_a_prepared_transaction_is_named(shop: Shop) -> None:
+    """It has no pid: its name is told, and how it is ended."""
+    with undone(shop) as run:
+        run.write("BEGIN", "UPDATE shop.swaps SET a = 50 WHERE id = 1", "PREPARE TRANSACTION 'hanging'", one=False)
+        with pytest.raises(HeliosError, match=r"(?s)a prepared transaction, which COMMIT PREPARED .*'hanging'"):
+            run.undo(patience=0.2)
+        run.write("COMMIT PREPARED 'hanging'", one=False)
+
+
+def test_a_neighbour_who_holds_a_row_is_named(shop: Shop) -> None:
+    """A neighbour's lock on a row that is to be restored: named by its pid, and waited for no longer than told."""
+    with undone(shop) as run, shop.beside() as neighbour:
+        run.write("UPDATE shop.swaps SET a = 50 WHERE id = 1")
+        neighbour.exec_driver_sql("BEGIN")
+        neighbour.exec_driver_sql("SELECT FROM shop.swaps WHERE id = 1 FOR UPDATE")
+        pid = neighbour.connection.driver_connection.info.backend_pid
+        with pytest.raises(HeliosError, match=rf"blocked by pid {pid} "):
+            run.undo(patience=0.2)
+        neighbour.exec_driver_sql("COMMIT")
+
+
+def test_a_neighbour_who_changes_a_row_while_it_is_undone(shop: Shop) -> None:
+    """The undo waits for the neighbour's transaction, sees that the row is theirs now, and plans again."""
+    with running(shop) as run, shop.beside() as neighbour:
+        run.write("UPDATE shop.swaps SET a = 50 WHERE id IN (1, 2)")
+        neighbour.exec_driver_sql("BEGIN")
+        neighbour.exec_driver_sql("UPDATE shop.swaps SET b = 60 WHERE id = 1")
+        found: list[object] = []
+        thread = threading.Thread(target=lambda: found.extend(run.undo()))
+        thread.start()
+        while not shop.rows("SELECT FROM pg_stat_activity WHERE query LIKE '%undo_runs%' AND wait_event_type = 'Lock'"):
+            assert thread.is_alive()
+        neighbour.exec_driver_sql("COMMIT")
+        thread.join()
+        assert [("swaps", "kept", 1, "changed by somebody else"), ("swaps", "restored", 1, "")] == found
+        assert [(50, 60), (2, 2)] == shop.rows("SELECT a, b FROM shop.swaps WHERE id < 3 ORDER BY id")
+        neighbour.exec_driver_sql("UPDATE shop.swaps SET a = 1, b = 1 WHERE id = 1")
+
+
+def test_a_deadlock_is_tried_again(shop: Shop) -> None:
+    """An undo that PostgreSQL chose as the victim of a deadlock is done once more; here a trigger says it did."""
+    run_sql(
+        shop.owner,
+        "CREATE SEQUENCE shop.victims",
+        """CREATE FUNCTION shop.choose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+               IF current_setting('helios.undoing', true) <> '' AND nextval('shop.victims') < 3 THEN
+                   RAISE deadlock_detected;
+               END IF;
+               RETURN OLD;
+           END $$""",
+        "CREATE TRIGGER choose BEFORE DELETE ON shop.klines FOR EACH ROW EXECUTE FUNCTION shop.choose()",
+    )
+    try:
+        with undone(shop) as run:
+            run.write("INSERT INTO shop.klines VALUES (1, '2032-01-01')")
+        assert [(3,)] == shop.rows("SELECT last_value FROM shop.victims")
+    finally:
+        run_sql(shop.owner, "DROP FUNCTION shop.choose() CASCADE", "DROP SEQUENCE shop.victims")
+
+
+def test_the_undo_s_own_transactions_are_known(shop: Shop) -> None:
+    """Who looks for unattributed changes can tell the run's transactions, and the undo's, from others'."""
+    with running(shop) as run:
+        run.write("UPDATE shop.swaps SET a = 50 WHERE id = 1")
+        written = shop.rows("SELECT xmin::text::bigint FROM shop.swaps WHERE id = 1")[0][0]
+        run.undo()
+        restored = shop.rows("SELECT xmin::text::bigint FROM shop.swaps WHERE id = 1")[0][0]
+        known = {each % 2**32 for each in undo.transactions(run.connection, run.id, schema=SCHEMA)}
+        assert {written, restored} <= known
