@@ -87,13 +87,14 @@ $$;
 CREATE OR REPLACE FUNCTION _describe(table_oid oid) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    INSERT INTO _tables (rel, name, log, plan, columns, keys, equals, fixed, attributes, shape, referenced, plain)
+    INSERT INTO _tables (rel, name, log, plan, columns, keys, equals, fixed, attributes, shape, signs,
+                         referenced, plain)
     SELECT c.oid, format('%I.%I', n.nspname, c.relname),
            coalesce(old.log, _name_for(c.oid, '')), coalesce(old.plan, _name_for(c.oid, ' plan')),
            (SELECT array_agg(name ORDER BY number) FROM _columns_of(c.oid)),
            k.names, k.equals,
            (SELECT coalesce(array_agg(name), '{}') FROM _columns_of(c.oid) WHERE identity = 'a'),
-           _attributes_of(c.oid), _shape_of(c.oid),
+           _attributes_of(c.oid), _shape_of(c.oid), _signs_of(c.oid),
            EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = c.oid),
            false
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -105,9 +106,9 @@ BEGIN
         WHERE indrelid = c.oid AND indisprimary
     ) AS k
     WHERE c.oid = table_oid
-    ON CONFLICT (rel) DO UPDATE SET (name, columns, keys, equals, fixed, attributes, shape, referenced) = (
+    ON CONFLICT (rel) DO UPDATE SET (name, columns, keys, equals, fixed, attributes, shape, signs, referenced) = (
         excluded.name, excluded.columns, excluded.keys, excluded.equals, excluded.fixed, excluded.attributes,
-        excluded.shape, excluded.referenced);
+        excluded.shape, excluded.signs, excluded.referenced);
 END
 $$;
 
@@ -220,6 +221,36 @@ END $body$, format('INSERT INTO %s (helios_run, helios_what, helios_was, %s) SEL
 END
 $$;
 
+-- Before each statement of a labelled connection: the run is open, stays open until this transaction ends, and the
+-- table has the columns that its functions were made for. Every test pays for this on a new connection, so it is one
+-- query. A changed type shows as a new file; a partitioned table has none, and is looked at again each time.
+CREATE OR REPLACE FUNCTION _make_guard(table_oid oid) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    EXECUTE format(
+        'CREATE OR REPLACE FUNCTION %I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT '
+        'AS %L', '_guard_' || table_oid, (SELECT format($body$
+DECLARE
+    label CONSTANT text := current_setting('helios.test_run');
+BEGIN
+    IF translate(label, '0123456789', '') <> '' THEN
+        RAISE invalid_parameter_value USING MESSAGE = format('helios.test_run = %%L is no test run: unset it', label);
+    END IF;
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('helios writers in ' || current_schema(), label::bigint));
+    PERFORM FROM _runs AS r, pg_class AS c
+    WHERE r.id = label::bigint AND NOT r.closed AND c.oid = %1$s AND c.relnatts = %2$s AND c.relfilenode = %3$s;
+    IF NOT FOUND THEN
+        PERFORM _suspect(label, %1$s);
+    END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        -- An older snapshot may show a run as open that was closed since; a row lock notices.
+        PERFORM FROM _runs AS r WHERE r.id = label::bigint AND NOT r.closed FOR SHARE;
+    END IF;
+    RETURN NULL;
+END $body$, oid, relnatts, CASE relkind WHEN 'p' THEN 1 ELSE relfilenode END) FROM pg_class WHERE oid = table_oid));
+END
+$$;
+
 -- The triggers of one table or partition. Those for rows are inherited by partitions, those for statements are not.
 CREATE OR REPLACE FUNCTION _set_triggers(root oid, table_oid oid, stamped boolean) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
@@ -235,7 +266,7 @@ BEGIN
     FOR wanted IN
         SELECT * FROM (VALUES
             ('!helios_guard', 'BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE', 'STATEMENT', '', labelled,
-             format('_guard(%s)', root), true),
+             format('%I()', '_guard_' || root), true),
             ('~helios_1_rows', 'BEFORE UPDATE OR DELETE', 'ROW', '', labelled,
              format('%I()', '_rows_' || root), root = table_oid),
             ('~helios_2_hold', 'BEFORE INSERT OR UPDATE OR DELETE', 'ROW', '', below, '_hold()', root = table_oid),

@@ -30,8 +30,9 @@ CREATE TABLE IF NOT EXISTS _tables (
     keys text[] NOT NULL,          -- the primary key's columns
     equals text[] NOT NULL,        -- their operators
     fixed text[] NOT NULL,         -- GENERATED ALWAYS AS IDENTITY: an UPDATE cannot set them
-    attributes text NOT NULL,      -- a digest of the columns: the guard compares it
-    shape text NOT NULL,           -- a digest of what the functions were made from: an undo compares it
+    attributes text NOT NULL,      -- the columns with their types
+    shape text NOT NULL,           -- a digest of what the functions were made from
+    signs text NOT NULL,           -- what tells quickly that the shape is still the same; when it differs, it may be
     referenced boolean NOT NULL,   -- a foreign key points here
     plain boolean NOT NULL,        -- every foreign key that would cascade from here leads to a table of the log
     rank integer                   -- tables that refer to others have a lower one; NULL in a circle
@@ -40,14 +41,20 @@ CREATE TABLE IF NOT EXISTS _tables (
 -- What has to hold between the tables when an undo is over: functions that take out of its plan what would break it.
 CREATE TABLE IF NOT EXISTS _checks (name text PRIMARY KEY, rel oid NOT NULL, other oid NOT NULL);
 
+-- What is asked often is written in plpgsql, which plans a query once in a session; PostgreSQL before 18 plans an SQL
+-- function in each call.
 CREATE OR REPLACE FUNCTION _lease(run bigint) RETURNS bigint
-LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
-    SELECT hashtextextended('helios test run in ' || current_schema(), run)
+LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
+BEGIN
+    RETURN hashtextextended('helios test run in ' || current_schema(), run);
+END
 $$;
 
 CREATE OR REPLACE FUNCTION _writers(run bigint) RETURNS bigint
-LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
-    SELECT hashtextextended('helios writers in ' || current_schema(), run)
+LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
+BEGIN
+    RETURN hashtextextended('helios writers in ' || current_schema(), run);
+END
 $$;
 
 CREATE OR REPLACE FUNCTION begin_run(run bigint) RETURNS void
@@ -116,36 +123,33 @@ LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     FROM pg_attribute WHERE attrelid = table_oid AND attnum > 0 AND NOT attisdropped
 $$;
 
--- Before each statement of a labelled connection: the run is open, stays open until this transaction ends, and the
--- table looks as it did when its functions were made.
-CREATE OR REPLACE FUNCTION _guard() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
-DECLARE
-    label CONSTANT text := current_setting('helios.test_run');
-    root CONSTANT oid := TG_ARGV[0];
-    known text;
+-- Columns, triggers (foreign keys are some of them, on both sides) and unique indexes, told by numbers. A changed type
+-- has a new file, as a truncated table has.
+CREATE OR REPLACE FUNCTION _signs_of(table_oid oid) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
 BEGIN
-    IF label !~ '^[0-9]{1,18}$' AND label !~ '^[0-9]{19}$' THEN
-        RAISE invalid_parameter_value USING MESSAGE = format('helios.test_run = %L is no test run: unset it', label);
-    END IF;
-    PERFORM pg_advisory_xact_lock_shared(_writers(label::bigint));
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        -- An older snapshot may show a run as open that was closed since; a row lock notices.
-        PERFORM FROM _runs WHERE id = label::bigint AND NOT closed FOR SHARE;
-    ELSE
-        PERFORM FROM _runs WHERE id = label::bigint AND NOT closed;
-    END IF;
+    RETURN (SELECT concat_ws(' ', relnatts, relfilenode,
+                             (SELECT sum(t.oid::bigint) FROM pg_trigger AS t WHERE tgrelid = table_oid),
+                             (SELECT sum(indexrelid::bigint) FROM pg_index WHERE indrelid = table_oid))
+            FROM pg_class AS c WHERE c.oid = table_oid);
+END
+$$;
+
+-- The guard of a table has found no open run of the label, or the table not as it was: which of them?
+CREATE OR REPLACE FUNCTION _suspect(label text, root oid) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM FROM _runs WHERE id = label::bigint AND NOT closed;
     IF NOT FOUND THEN
         RAISE object_not_in_prerequisite_state USING
             MESSAGE = format('test run %s is over, or did not begin here: a write to %s is refused', label,
-                             TG_RELID::regclass),
+                             root::regclass),
             HINT = 'End this process, or unset HELIOS_TEST_RUN and helios.test_run in PGOPTIONS.';
     END IF;
-    SELECT attributes INTO known FROM _tables WHERE rel = root;
-    IF known IS DISTINCT FROM _attributes_of(root) THEN
+    -- Only new columns or types ask for new functions.
+    IF (SELECT attributes FROM _tables WHERE rel = root) <> _attributes_of(root) THEN
         PERFORM _follow(root);
     END IF;
-    RETURN NULL;
 END
 $$;
 

@@ -366,8 +366,8 @@ $$;
 CREATE OR REPLACE FUNCTION _follow(table_oid oid) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    PERFORM _describe(table_oid), _make_log(table_oid), _make_plan(table_oid), _make_capture(table_oid),
-            _make_steps(table_oid), _make_checks(table_oid);
+    PERFORM _describe(table_oid), _make_log(table_oid), _make_plan(table_oid), _make_guard(table_oid),
+            _make_capture(table_oid), _make_steps(table_oid), _make_checks(table_oid);
 END
 $$;
 
@@ -375,7 +375,7 @@ $$;
 CREATE OR REPLACE FUNCTION _finish() RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    UPDATE _tables SET shape = _shape_of(rel), plain = NOT EXISTS (
+    UPDATE _tables SET shape = _shape_of(rel), signs = _signs_of(rel), plain = NOT EXISTS (
         SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = _tables.rel AND conparentid = 0
         AND confdeltype IN ('c', 'n', 'd') AND conrelid NOT IN (SELECT rel FROM _tables));
     PERFORM _rank_tables();

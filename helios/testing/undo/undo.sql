@@ -6,6 +6,7 @@
 DO $$
 BEGIN
     CREATE TYPE _change AS (rel text, what text, count bigint, why text);
+    CREATE TYPE _entries AS (rel oid, inserts_only boolean, entries bigint, own xid[]);
 EXCEPTION WHEN duplicate_object THEN
     NULL;
 END
@@ -16,26 +17,32 @@ CREATE OR REPLACE FUNCTION undo_runs(runs bigint[], since bigint, patience integ
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET enable_mergejoin TO off SET row_security TO off
 SET work_mem TO '64MB' SET plan_cache_mode TO force_generic_plan SET jit TO off AS $$
 DECLARE
-    touched oid[]; own xid[]; changes _change[] := '{}'; done _change[]; failed integer := 0; many boolean; left_to oid[];
+    written _entries[]; own xid[]; changes _change[]; short record; failed integer := 0; many boolean;
 BEGIN
     -- Not waiting for the disk is safe: what a crash forgets of an undo, it forgets together with the log's changes.
     PERFORM set_config('synchronous_commit', 'off', true), set_config('lock_timeout', patience::text, true);
     PERFORM _enter(runs);
-    SELECT coalesce(array_agg(t.rel), '{}'), coalesce(sum(t.entries), 0) > 1000 INTO touched, many
-    FROM _touched(runs, since) AS t;
-    own := _own(runs, since);
+    written := ARRAY(SELECT ROW(t.rel, t.inserts_only, t.entries, t.own)::_entries FROM _touched(runs, since) AS t);
+    own := ARRAY(SELECT unnest(w.own) FROM unnest(written) AS w
+                 UNION SELECT u.xmin FROM _undos AS u WHERE u.run = ANY (runs) AND u.step > since);
+    many := (SELECT coalesce(sum(w.entries), 0) > 1000 FROM unnest(written) AS w);
     PERFORM set_config('enable_nestloop', CASE WHEN many THEN 'off' ELSE 'on' END, true);
-    PERFORM _renew(touched);
+    IF (SELECT bool_or(k.signs <> _signs_of(k.rel)) FROM unnest(written) AS w JOIN _tables AS k USING (rel)) THEN
+        PERFORM _renew(ARRAY(SELECT w.rel FROM unnest(written) AS w));
+    END IF;
     LOOP
         BEGIN
             -- In this very subtransaction: the xmin of this row marks the rows that are restored below.
             INSERT INTO _undos (run, known) SELECT each, _full(own) FROM unnest(runs) AS each;
             IF failed = 0 THEN
-                SELECT * INTO done, left_to FROM _short_way(runs, since, own, many);
-                changes := changes || done;
+                short := _short_way(runs, since, own, many, written);
+                changes := short.changes;
+            ELSE
+                changes := '{}';
+                short.left_to := ARRAY(SELECT w.rel FROM unnest(written) AS w);
             END IF;
-            IF left_to <> '{}' THEN
-                changes := changes || _long_way(runs, since, own, many, left_to);
+            IF short.left_to <> '{}' THEN
+                changes := changes || _long_way(runs, since, own, many, short.left_to);
             END IF;
             EXIT;
         EXCEPTION WHEN SQLSTATE 'HU001' OR foreign_key_violation OR unique_violation THEN
@@ -43,8 +50,6 @@ BEGIN
             IF failed > 3 THEN
                 RAISE;
             END IF;
-            changes := '{}';
-            left_to := touched;
         END;
     END LOOP;
     IF since = 0 THEN
@@ -75,22 +80,16 @@ BEGIN
 END
 $$;
 
--- The transactions that wrote on behalf of the runs: those of the log's entries, and those of undos.
-CREATE OR REPLACE FUNCTION _own(runs bigint[], since bigint) RETURNS xid[]
-LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
-    SELECT coalesce(array_agg(writer), '{}') FROM (
-        SELECT unnest(t.own) FROM _touched(runs, since) AS t
-        UNION
-        SELECT u.xmin FROM _undos AS u WHERE u.run = ANY (runs) AND u.step > since
-    ) AS each (writer)
-$$;
-
 -- Transaction ids with the epoch that pg_xact_status() and its like want.
 CREATE OR REPLACE FUNCTION _full(ids xid[]) RETURNS bigint[]
-LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
-    SELECT coalesce(array_agg(CASE WHEN low > now % 4294967296 THEN now - now % 4294967296 - 4294967296 + low
-                                   ELSE now - now % 4294967296 + low END), '{}')
-    FROM (SELECT id::text::bigint AS low, pg_current_xact_id()::text::bigint AS now FROM unnest(ids) AS id) AS each
+LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
+DECLARE
+    now CONSTANT bigint := pg_current_xact_id()::text::bigint;
+    epoch CONSTANT bigint := now - now % 4294967296;
+BEGIN
+    RETURN ARRAY(SELECT epoch + low - CASE WHEN epoch + low > now THEN 4294967296 ELSE 0 END
+                 FROM (SELECT id::text::bigint FROM unnest(ids) AS id) AS each (low));
+END
 $$;
 
 -- A table that changed since its functions were made gets new ones.
@@ -99,8 +98,8 @@ LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     changed oid[];
 BEGIN
-    SELECT array_agg(rel) INTO changed FROM _tables WHERE rel = ANY (touched) AND shape <> _shape_of(rel);
-    IF changed IS NOT NULL THEN
+    changed := ARRAY(SELECT rel FROM _tables WHERE rel = ANY (touched) AND shape <> _shape_of(rel));
+    IF changed <> '{}' THEN
         PERFORM _follow(each), _watch(each) FROM unnest(changed) AS each;
         PERFORM _finish();
     END IF;
@@ -120,7 +119,7 @@ $$;
 -- Tables into which the runs only inserted: their rows are deleted, children first. Gives the tables that it left,
 -- because somebody else has touched their rows, or a foreign key or trigger would carry the deletion on.
 CREATE OR REPLACE FUNCTION _short_way(
-    runs bigint[], since bigint, own xid[], many boolean, OUT changes _change[], OUT left_to oid[])
+    runs bigint[], since bigint, own xid[], many boolean, written _entries[], OUT changes _change[], OUT left_to oid[])
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     t record;
@@ -131,7 +130,7 @@ BEGIN
     PERFORM set_config('helios.undoing', 'short', true);
     FOR t IN
         SELECT w.rel, w.entries, w.inserts_only, k.name, k.rank, k.plain, k.log
-        FROM _touched(runs, since) AS w JOIN _tables AS k USING (rel) ORDER BY k.rank, k.rel
+        FROM unnest(written) AS w JOIN _tables AS k USING (rel) ORDER BY k.rank, k.rel
     LOOP
         -- A table whose children were left is left as well.
         IF NOT t.inserts_only OR NOT t.plain OR t.rank IS NULL OR (left_to <> '{}' AND t.rank > 0)
@@ -144,7 +143,11 @@ BEGIN
                 RAISE EXCEPTION USING ERRCODE = 'HU001', MESSAGE = t.name || ' was changed by somebody else';
             END IF;
             SET CONSTRAINTS ALL IMMEDIATE;
-            PERFORM _empty(t.rel, runs, since, own, many);
+            IF many THEN
+                PERFORM _empty(t.rel, runs, since, own, many);
+            ELSE
+                PERFORM _run_step('_forget_', t.rel, runs, since, own, many);
+            END IF;
             changes := changes || ROW(t.name, 'deleted', t.entries, '')::_change;
         EXCEPTION WHEN SQLSTATE 'HU001' OR foreign_key_violation THEN
             left_to := left_to || t.rel;
