@@ -223,13 +223,13 @@ $$;
 
 -- Before each statement of a labelled connection: the run is open, stays open until this transaction ends, and the
 -- table has the columns that its functions were made for. Every test pays for this on a new connection, so it is one
--- query. A changed type shows as a new file; a partitioned table has none, and is looked at again each time.
+-- query, with the number of the columns worked out as _columns_number() does.
 CREATE OR REPLACE FUNCTION _make_guard(table_oid oid) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
     EXECUTE format(
         'CREATE OR REPLACE FUNCTION %I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT '
-        'AS %L', '_guard_' || table_oid, (SELECT format($body$
+        'AS %L', '_guard_' || table_oid, format($body$
 DECLARE
     label CONSTANT text := current_setting('helios.test_run');
 BEGIN
@@ -237,8 +237,9 @@ BEGIN
         RAISE invalid_parameter_value USING MESSAGE = format('helios.test_run = %%L is no test run: unset it', label);
     END IF;
     PERFORM pg_advisory_xact_lock_shared(hashtextextended('helios writers in ' || current_schema(), label::bigint));
-    PERFORM FROM _runs AS r, pg_class AS c
-    WHERE r.id = label::bigint AND NOT r.closed AND c.oid = %1$s AND c.relnatts = %2$s AND c.relfilenode = %3$s;
+    PERFORM FROM _runs AS r WHERE r.id = label::bigint AND NOT r.closed AND %2$s = (
+        SELECT sum(hashtextextended(concat_ws(' ', attname, atttypid, atttypmod, attgenerated, attidentity), attnum))
+        FROM pg_attribute WHERE attrelid = %1$s AND attnum > 0 AND NOT attisdropped);
     IF NOT FOUND THEN
         PERFORM _suspect(label, %1$s);
     END IF;
@@ -247,7 +248,7 @@ BEGIN
         PERFORM FROM _runs AS r WHERE r.id = label::bigint AND NOT r.closed FOR SHARE;
     END IF;
     RETURN NULL;
-END $body$, oid, relnatts, CASE relkind WHEN 'p' THEN 1 ELSE relfilenode END) FROM pg_class WHERE oid = table_oid));
+END $body$, table_oid, _columns_number(table_oid)));
 END
 $$;
 

@@ -224,7 +224,7 @@ def remove_objects(connection: Connection, log: str) -> None:
             WHERE pronamespace = to_regnamespace(quote_ident(:log))
             UNION ALL
             SELECT 'TYPE', oid::regtype::text FROM pg_type
-            WHERE typnamespace = to_regnamespace(quote_ident(:log)) AND typname = '_change'
+            WHERE typnamespace = to_regnamespace(quote_ident(:log)) AND typname IN ('_change', '_entries')
         ) AS each
     """)
     for each in connection.scalars(statement, {"log": log}).all():

@@ -123,15 +123,22 @@ LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     FROM pg_attribute WHERE attrelid = table_oid AND attnum > 0 AND NOT attisdropped
 $$;
 
--- Columns, triggers (foreign keys are some of them, on both sides) and unique indexes, told by numbers. A changed type
--- has a new file, as a truncated table has.
+-- The columns of a table, told by one number.
+CREATE OR REPLACE FUNCTION _columns_number(table_oid oid) RETURNS numeric
+LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
+BEGIN
+    RETURN (SELECT sum(hashtextextended(concat_ws(' ', attname, atttypid, atttypmod, attgenerated, attidentity), attnum))
+            FROM pg_attribute WHERE attrelid = table_oid AND attnum > 0 AND NOT attisdropped);
+END
+$$;
+
+-- Columns, triggers (foreign keys are some of them, on both sides) and unique indexes, told by numbers.
 CREATE OR REPLACE FUNCTION _signs_of(table_oid oid) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
 BEGIN
-    RETURN (SELECT concat_ws(' ', relnatts, relfilenode,
-                             (SELECT sum(t.oid::bigint) FROM pg_trigger AS t WHERE tgrelid = table_oid),
-                             (SELECT sum(indexrelid::bigint) FROM pg_index WHERE indrelid = table_oid))
-            FROM pg_class AS c WHERE c.oid = table_oid);
+    RETURN concat_ws(' ', _columns_number(table_oid),
+                     (SELECT sum(t.oid::bigint) FROM pg_trigger AS t WHERE tgrelid = table_oid),
+                     (SELECT sum(indexrelid::bigint) FROM pg_index WHERE indrelid = table_oid));
 END
 $$;
 

@@ -197,14 +197,16 @@ CREATE OR REPLACE FUNCTION _long_way(runs bigint[], since bigint, own xid[], man
 RETURNS _change[] LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     changes _change[];
+    acts jsonb;
 BEGIN
     PERFORM set_config('helios.undoing', 'long', true);
     PERFORM _make_plans(runs, since, own, many, touched);
     PERFORM _settle(runs, since, own, many, touched);
-    changes := _act(touched, own) || _kept(touched);
+    SELECT jsonb_object_agg(rel, _acts(plan)) INTO acts FROM _tables WHERE rel = ANY (touched);
+    changes := _act(touched, own, acts) || _kept(touched);
     SET CONSTRAINTS ALL IMMEDIATE;
-    PERFORM _compare(runs, since, own, many, touched);
-    PERFORM _forget(runs, since, own, many, touched);
+    PERFORM _compare(runs, since, own, many, touched, acts);
+    PERFORM _forget(runs, since, own, many, touched, acts);
     RETURN changes;
 END
 $$;
@@ -262,7 +264,7 @@ $$;
 
 -- All tables in ONE statement: foreign keys are checked at its end, so no order among the tables, no deferrable
 -- constraints and no superuser are needed. Rows that somebody changed meanwhile are not touched, and counted.
-CREATE OR REPLACE FUNCTION _act(touched oid[], own xid[]) RETURNS _change[]
+CREATE OR REPLACE FUNCTION _act(touched oid[], own xid[], all_acts jsonb) RETURNS _change[]
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     t _tables;
@@ -271,7 +273,7 @@ DECLARE
     changes _change[] := '{}';
 BEGIN
     FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
-        acts := _acts(t.plan);
+        acts := all_acts -> t.rel::text;
         IF acts ?| '{D,X}' THEN
             i := i + 1;
             removals := removals || format('a%s AS (%s)', i, _removal(t));
@@ -281,7 +283,7 @@ BEGIN
         END IF;
     END LOOP;
     FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
-        acts := _acts(t.plan);
+        acts := all_acts -> t.rel::text;
         IF acts ? 'U' THEN
             i := i + 1;
             restorals := restorals || format('a%s AS (%s)', i, _update(t));
@@ -353,14 +355,15 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION _compare(runs bigint[], since bigint, own xid[], many boolean, touched oid[]) RETURNS void
+CREATE OR REPLACE FUNCTION _compare(
+    runs bigint[], since bigint, own xid[], many boolean, touched oid[], acts jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     t _tables;
     different bigint;
 BEGIN
     FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
-        SELECT coalesce(sum(n::bigint), 0) INTO different FROM jsonb_each_text(_acts(t.plan)) AS acts (act, n)
+        SELECT coalesce(sum(n::bigint), 0) INTO different FROM jsonb_each_text(acts -> t.rel::text) AS each (act, n)
         WHERE act IN ('U', 'I', 'X');
         CONTINUE WHEN different = 0;
         different := different - _run_step('_restored_', t.rel, runs, since, own, many);
@@ -374,13 +377,14 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION _forget(runs bigint[], since bigint, own xid[], many boolean, touched oid[]) RETURNS void
+CREATE OR REPLACE FUNCTION _forget(
+    runs bigint[], since bigint, own xid[], many boolean, touched oid[], acts jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     t _tables;
 BEGIN
     FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
-        IF _acts(t.plan) ? 'K' THEN
+        IF acts -> t.rel::text ? 'K' THEN
             PERFORM _run_step('_note_', t.rel, runs, since, own, many),
                     _run_step('_forget_done_', t.rel, runs, since, own, many);
         ELSE
