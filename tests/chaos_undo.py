@@ -37,6 +37,7 @@ ROUNDS_PER_TEST = 0.15  # seconds of work in each of a victim's tests
 LONGEST = 2.5  # seconds that a victim lives
 PATIENCE = 60.0  # seconds within which everything has to be as it was
 SCHEMA = "helios_trading"
+SURPRISE = "this is no error of a killed server: "
 
 # Tables with whatever makes an undo hard: cascades into the same table, triggers that change their own row, that write
 # elsewhere before the row is there, that go on after the statement, and unique values that change places.
@@ -121,7 +122,7 @@ class Work:
                 self.chance.choice((self.raw, self.raw, self.orm, self.copy, self.keys, self.keys))()
             except (DBAPIError, psycopg2.Error, redis.RedisError, HeliosError) as error:
                 if not any(each in str(error).lower() for each in HARMLESS) and not isinstance(error, redis.RedisError):
-                    say(f"unexpected: {error}")
+                    say(f"{SURPRISE}{error}")
                 self.stop.wait(0.01)
 
     def raw(self) -> None:
@@ -210,7 +211,9 @@ def victim() -> None:
         print("begun", flush=True)  # noqa: T201 - a program
         for number in range(1000):
             run.enter(f"test {number}")
-            process = subprocess.Popen([sys.executable, __file__, "child", str(random.getrandbits(32))])
+            process = subprocess.Popen(
+                [sys.executable, __file__, "child", str(random.getrandbits(32))], stdout=subprocess.DEVNULL
+            )
             print(json.dumps(process.pid), flush=True)  # noqa: T201 - a program
             works = [Work(random.Random(), db.create_engine(poolclass=NullPool), run.redis) for _ in range(2)]  # noqa: S311 - chance
             threads = [threading.Thread(target=each.until_stopped, daemon=True) for each in works]
@@ -280,7 +283,11 @@ class Victim:
     def __init__(self) -> None:
         self.talk = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed at its end; a pipe that nobody reads fills up
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "victim"], stdout=subprocess.PIPE, stderr=self.talk, text=True
+            [sys.executable, __file__, "victim"],
+            stdout=subprocess.PIPE,
+            stderr=self.talk,
+            text=True,
+            start_new_session=True,  # so that a child of which it had no time to tell is found as well
         )
         self.children: list[int] = []
         self.begun = self.process.stdout.readline() == "begun\n"
@@ -293,19 +300,20 @@ class Victim:
             self.children.append(json.loads(line))
 
     def end(self) -> str:
-        """See it end, and its child with it."""
+        """See it end, and its children with it."""
+        hung = ""
         try:
             self.process.wait(PATIENCE)
-        finally:
-            self.process.kill()
-            for pid in self.children[-1:]:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        except subprocess.TimeoutExpired:
+            hung = f"{SURPRISE}it does not end\n"
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
         self.listener.join(PATIENCE)
         self.process.stdout.close()
         self.talk.seek(0)
         with self.talk:
-            return self.talk.read()
+            return hung + self.talk.read()
 
 
 def kill_once(scene: Scene, chance: random.Random, tally: Counter[str], most: int) -> None:
@@ -321,7 +329,7 @@ def kill_once(scene: Scene, chance: random.Random, tally: Counter[str], most: in
         if not each.begun:
             tally["unexpected"] += 1
             say(f"did not begin: {said}")
-        elif "unexpected" in said or ("Traceback" in said and "connection" not in said.lower()):
+        elif SURPRISE in said or ("Traceback" in said and "connection" not in said.lower()):
             tally["unexpected"] += 1
             say(said)
     scene.use()

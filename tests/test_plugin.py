@@ -484,6 +484,31 @@ def test_its_workers_have_schemas_of_their_own(shop):
     assert {"alembic_version": "1", "baskets": "0", "customers": "0"} == counts
 
 
+def test_workers_that_share_a_schema(inner):
+    """Runs that overlap in one schema undo their own rows and leave the others' alone."""
+    inner.pytester.makeini(INI + "    helios_metadata = helios.models:metadata\n")
+    inner.pytester.makepyfile(
+        """
+        import pytest
+        from helios.models import Instrument
+        from sqlalchemy import select
+
+        @pytest.mark.parametrize("number", range(8))
+        def test_shared(helios_session, helios_redis, number):
+            assert "helios_trading" == Instrument.__table__.schema
+            helios_session.add(row := Instrument(exchange="kit", market="spot", symbol=f"A{number}"))
+            helios_session.commit()
+            real = helios_session.scalars(select(Instrument).where(Instrument.symbol == "BTCUSDT")).one()
+            real.base_asset = str(number)
+            helios_session.commit()
+            helios_redis.set(f"test:{number}", number)
+            helios_session.refresh(row)
+            assert b"%d" % number == helios_redis.get(f"test:{number}")
+        """
+    )
+    inner.run("-n", "2", "--helios-shared").assert_outcomes(passed=8)
+
+
 def test_workers_with_schemas_of_their_own(inner):
     """Four workers count rows without meeting each other; one that dies is repaired by the next run."""
     inner.pytester.makeini(INI + "    helios_metadata = helios.models:metadata\n")

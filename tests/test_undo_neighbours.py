@@ -1,5 +1,7 @@
 """What belongs to others stays: rows they changed, what hangs on a test's row; and runs that overlap or die."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import psycopg2
 import pytest
 from undoing import Place, scenes
@@ -165,6 +167,44 @@ def test_a_dead_run_beside_a_living_one(place: Place):
     assert before == place.digest()
 
 
+def test_a_version_of_a_run_that_is_over(place: Place):
+    """What a run had to leave, and another found and changed, goes back to what was there before both."""
+    before = place.digest()
+    with place.direct() as connection, place.run() as one, place.neighbour() as neighbour:
+        other = type(one)(place, connection)
+        undo.begin(connection, other.id)
+        one.write("INSERT INTO markets (id, symbol, v) VALUES (960, 'T', 1)", "UPDATE swaps SET a = 11 WHERE id = 1")
+        neighbour.execute("INSERT INTO bids (client, market_id) VALUES ('n', 960)")
+        assert {("markets", 1, "referenced from scenes.bids")} == kept(undo.undo(place.connection, [one.id]))
+        other.write("UPDATE markets SET v = 2 WHERE id = 960")
+        other.undo()
+        neighbour.execute("DELETE FROM bids WHERE client = 'n'")
+        undo.undo(place.connection, [one.id])
+        other.end()
+    assert before == place.digest()
+
+
+def test_a_run_that_writes_while_another_is_undone(place: Place):
+    """It commits after the undo has looked at what both touched: it counts as a run's, not as a neighbour's."""
+    before = place.digest()
+    with place.direct() as connection, place.run() as one, place.direct() as between:
+        other = type(one)(place, connection)
+        undo.begin(connection, other.id)
+        one.write("UPDATE swaps SET a = 11 WHERE id = 1")
+        (plan,) = place.rows("SELECT plan FROM scenes_undo._tables WHERE name = 'scenes.swaps'")[0]
+        between.exec_driver_sql(f"BEGIN; LOCK TABLE {plan}")  # between what it looks at and what it plans
+        with ThreadPoolExecutor() as beside:
+            undone = beside.submit(one.undo)
+            waiting = f"SELECT 1 FROM pg_locks WHERE NOT granted AND relation = '{plan}'::regclass"
+            while not between.exec_driver_sql(waiting).all():
+                assert not undone.done()
+            other.write("UPDATE swaps SET a = 12 WHERE id = 1")
+            between.exec_driver_sql("COMMIT")
+            assert set() == kept(undone.result())
+        other.end()
+    assert before == place.digest()
+
+
 def test_another_process_of_the_run(place: Place):
     """Whoever connects with the label belongs to the run; who connects without it does not."""
     with place.unchanged() as run:
@@ -177,13 +217,11 @@ def test_an_open_transaction_is_named(place: Place):
     """With its pid and its last statement, after a time; then the undo can be done."""
     with place.unchanged() as run:
         run.write("BEGIN", "UPDATE swaps SET a = 100 WHERE id = 1")
-        expected = (
-            f"waited for more than 0.05 s, blocked by pid {run.writer.info.backend_pid} .*UPDATE swaps SET a = 100"
-        )
+        expected = f"waited for more than 1 s, blocked by pid {run.writer.info.backend_pid} .*UPDATE swaps SET a = 100"
         with pytest.raises(HeliosError, match=expected):
-            undo.undo(place.connection, [run.id], patience=0.05)
+            undo.undo(place.connection, [run.id], patience=1)
         with pytest.raises(HeliosError, match=expected):
-            undo.mark(place.connection, run.id, patience=0.05)
+            undo.mark(place.connection, run.id, patience=1)
         run.write("COMMIT")
 
 
@@ -193,7 +231,7 @@ def test_a_neighbour_in_the_way_is_named(place: Place):
         run.write("UPDATE swaps SET a = 100 WHERE id = 1")
         neighbour.execute("BEGIN; SELECT FROM swaps WHERE id = 1 FOR UPDATE")
         with pytest.raises(HeliosError, match=r"blocked by pid \d+ .*FOR UPDATE"):
-            undo.undo(place.connection, [run.id], patience=0.05)
+            undo.undo(place.connection, [run.id], patience=1)
         neighbour.execute("ROLLBACK")
 
 
@@ -203,7 +241,7 @@ def test_a_prepared_transaction_in_the_way_is_named(place: Place):
         run.write("BEGIN; UPDATE swaps SET a = 100 WHERE id = 1; PREPARE TRANSACTION 'left prepared'")
         try:
             with pytest.raises(HeliosError, match=r"blocked by a prepared transaction, .*'left prepared'"):
-                undo.undo(place.connection, [run.id], patience=0.05)
+                undo.undo(place.connection, [run.id], patience=1)
         finally:
             run.write("COMMIT PREPARED 'left prepared'")
 

@@ -179,9 +179,12 @@ class Place:
 
     @contextmanager
     def direct(self) -> Iterator[Connection]:
-        """Open another direct connection of a kit."""
+        """Open another direct connection of a kit; afterwards the server has noticed its end as well."""
         with direct(self.owner, self.schema) as connection:
+            pid = connection.connection.driver_connection.info.backend_pid
             yield connection
+        while self.rows(f"SELECT FROM pg_stat_activity WHERE pid = {pid}"):
+            pass
 
     @contextmanager
     def run(self) -> Iterator["Run"]:

@@ -20,7 +20,7 @@ from helios.testing.halves import Mark, joined
 from helios.testing.mirrored import mirror_keys
 from helios.testing.signals import terminating_politely
 from helios.testing.subject import Subject, subject_of, variables
-from helios.testing.sweeping import Repair, starting, sweep
+from helios.testing.sweeping import Repair, repair, starting, sweep
 from helios.testing.tracker import Inserted, Tracker
 from helios.testing.undo import Change
 
@@ -50,13 +50,15 @@ class Scope:
 class Run:
     """A run in progress; `engine`, `sessions` and `redis` are labelled, as is every child process.
 
-    `repaired` says what dead runs had left, `scopes` what each test did, `failures` what could not be undone.
+    `repaired` says what dead runs had left, `finished` what earlier runs had to leave because of this one, `scopes`
+    what each test did, `failures` what could not be undone.
     """
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.id = secrets.randbits(63) or 1
         self.repaired: list[Repair] = []
+        self.finished: list[Repair] = []
         self.scopes: list[Scope] = []
         self.failures: list[str] = []
         self.servers: list[str] = []
@@ -152,12 +154,18 @@ class Run:
                 self.scopes.append(self.scope)
                 self.undo(self.scope)
                 self.halves.close(self.id)
+                self.finish_others()
         except Exception as error:  # noqa: BLE001 - whatever stops a clean-up, the run fails and says what is left
             if not self.failures:
                 self.failures.append(f"{type(error).__name__}: {error}")
         finally:
             self.scope = None
             self._open.close()
+
+    def finish_others(self) -> None:
+        """Undo what runs that ended before this one had to leave, because this one had to do with the same rows."""
+        with starting(self.connection, self.subject.schema):
+            self.finished = repair(self.halves, self.subject.schema, undo.unfinished(self.connection))
 
     @contextmanager
     def rollback_session(self) -> Iterator[Session]:

@@ -20,6 +20,7 @@ def tell(run: Run, *, kept: Iterable[str] = (), verbose: bool = False) -> tuple[
     said = [f"{run.subject}, {', '.join(run.servers)}"]
     said += [repaired(each) for each in run.repaired]
     said.append(written([change for scope in run.scopes for change in scope.changes]))
+    said += [f"undone of runs that ended meanwhile: {counts(each.changes)}" for each in run.finished]
     if verbose:
         said += [f"{scope.test} inserted {inserted(scope.inserted)}" for scope in run.scopes if scope.inserted]
     said += [f"{scope.test} left {what}" for scope in run.scopes for what in scope.left]

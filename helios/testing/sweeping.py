@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 
 from helios.errors import HeliosError
 from helios.schema import environment
+from helios.testing import undo
 from helios.testing.halves import Halves, joined
 
 if TYPE_CHECKING:
@@ -45,19 +46,24 @@ def sweep(subject: Subject) -> list[Repair]:
     for schema in schemas:
         own = replace(subject, settings=replace(subject.settings, database_schema=schema))
         with own.direct() as connection, joined(own, connection) as halves, starting(connection, schema):
-            repairs += repair(halves, schema)
+            repairs += repair(halves, schema, halves.dead())
     return repairs
 
 
-def repair(halves: Halves, schema: str) -> list[Repair]:
-    """Undo what dead runs left in one schema, all of them as one: overlapping runs need no order among themselves."""
-    dead = halves.dead()
+def repair(halves: Halves, schema: str, dead: list[int]) -> list[Repair]:
+    """Undo what dead runs left in one schema, all of them as one: overlapping runs need no order among themselves.
+
+    That nothing could be done about what a run had to leave is told once, at its end.
+    """
     if not dead:
         return []
+    unfinished = undo.unfinished(halves.connection)
     environment.refuse_production(halves.connection, schema, "undoing a dead test run")
     changes = halves.undo(dead)
     for run in dead:
         halves.close(run)
+    if not changes and set(dead) <= set(unfinished):
+        return []
     return [Repair(runs=tuple(dead), schema=schema, changes=tuple(changes))]
 
 

@@ -9,7 +9,7 @@ on holds the run's lease until it closes.
 from helios.testing.undo.digest import digest, objects
 from helios.testing.undo.following import bookkeeping, install, remove
 from helios.testing.undo.forgetting import forget
-from helios.testing.undo.runs import Change, begin, close, dead, mark, registered, transactions, undo
+from helios.testing.undo.runs import Change, begin, close, dead, mark, registered, transactions, undo, unfinished
 
 __all__ = [
     "Change",
@@ -26,4 +26,5 @@ __all__ = [
     "remove",
     "transactions",
     "undo",
+    "unfinished",
 ]

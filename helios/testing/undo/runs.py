@@ -98,6 +98,12 @@ def dead(connection: Connection, *, schema: str | None = None) -> list[int]:
     return listed(connection, schema, "SELECT {log}.dead_runs()")
 
 
+def unfinished(connection: Connection, *, schema: str | None = None) -> list[int]:
+    """List the runs that ended and could not take back everything, because of others, the oldest first."""
+    dead = "SELECT dead FROM {log}.dead_runs() AS dead JOIN {log}._runs ON _runs.id = dead WHERE closed"
+    return listed(connection, schema, dead)
+
+
 def registered(connection: Connection, *, schema: str | None = None) -> list[int]:
     """List all runs that the log knows."""
     return listed(connection, schema, "SELECT id FROM {log}._runs ORDER BY began, id")

@@ -71,13 +71,22 @@ BEGIN
         'DELETE FROM %s AS t USING %s AS l WHERE %s AND %s AND t.xmin = ANY ($3)', t.name, t.log, entries, same_tl));
     PERFORM _make_step('_forget_' || t.rel, format('DELETE FROM %s AS l WHERE %s', t.log, entries));
 
-    -- A key that a living run has touched as well is that run's from now on.
+    -- A key that another run has touched as well is that run's from now on: a living one's, or that of one which is over
+    -- and could not take back the very version that these runs found.
     PERFORM _make_step('_hand_over_' || t.rel, format($sql$
         UPDATE %1$s AS l SET helios_run = p.helios_run, helios_by = coalesce(l.helios_by, l.xmin)
-        FROM (SELECT DISTINCT ON (%2$s) x.* FROM %1$s AS x JOIN _runs ON _runs.id = x.helios_run AND NOT _runs.closed
-              WHERE x.helios_run <> ALL ($1) ORDER BY %2$s, x.helios_step DESC) AS p
+        FROM (SELECT DISTINCT ON (%2$s) x.* FROM %1$s AS x JOIN _runs ON _runs.id = x.helios_run
+              WHERE x.helios_run <> ALL ($1) AND (NOT _runs.closed OR EXISTS (
+                  SELECT FROM %1$s AS l WHERE %3$s AND %5$s AND l.helios_was = coalesce(x.helios_by, x.xmin)))
+              ORDER BY %2$s, _runs.closed, x.helios_step DESC) AS p
         WHERE %3$s AND %4$s
-    $sql$, t.log, _each(t.keys, 'x.%s'), entries, same_lp));
+    $sql$, t.log, _each(t.keys, 'x.%s'), entries, same_lp, _same(t.keys, t.equals, 'l', 'x')));
+
+    -- Keys that seem to be somebody else's, but are a run's which has written since they were handed over.
+    PERFORM _make_count('_contested_' || t.rel, format($sql$
+        SELECT count(*) FROM %1$s AS p JOIN %2$s AS l ON %3$s JOIN _runs ON _runs.id = l.helios_run
+        WHERE p.helios_act = 'K' AND l.helios_run <> ALL ($1) AND NOT _runs.closed
+    $sql$, t.plan, t.log, same_lp));
 
     -- The image to go back to is the last version that these runs did not write themselves. Where there is none, a key
     -- that they inserted was absent; one that they did not insert, or not before they touched what an undo had restored,

@@ -215,7 +215,7 @@ CREATE OR REPLACE FUNCTION _make_plans(runs bigint[], since bigint, own xid[], m
 RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     t _tables;
-    others CONSTANT boolean := EXISTS (SELECT FROM _runs WHERE id <> ALL (runs) AND NOT closed);
+    others CONSTANT boolean := EXISTS (SELECT FROM _runs WHERE id <> ALL (runs));
 BEGIN
     FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
         IF others THEN
@@ -224,6 +224,9 @@ BEGIN
         PERFORM _run_step('_plan_', t.rel, runs, since, own, many);
         IF _acts(t.plan) ? 'K' THEN
             PERFORM _run_step('_equal_', t.rel, runs, since, own, many);
+            IF _run_step('_contested_', t.rel, runs, since, own, many) > 0 THEN
+                RAISE EXCEPTION USING ERRCODE = 'HU001', MESSAGE = t.name || ' was changed by another run';
+            END IF;
         END IF;
         IF t.referenced THEN
             PERFORM _run_step('_lock_', t.rel, runs, since, own, many);
