@@ -10,9 +10,10 @@ a script may only touch keys of one slot, each slot would have a log under a tag
     ...<run>:turn       number  changes with every mark, for WATCH
     ...<run>:<scope>    hash    <database>:<key> -> the image from before the first write in this scope
 
-An image is `<sequence> <scope of the image before it, or -> <1 where that one's after was found unchanged> <absolute
-expiry in ms, -1 for none, - for an absent key> <DUMP>`. Redis has no transaction ids: the fingerprint is how a change
-by somebody else is told from the run's own.
+An image is `<sequence> <scope of the image before it, or -> <who left it so: another run, u the same run, n nobody or
+somebody without a run> <absolute expiry in ms, -1 for none, - for an absent key> <length of the fingerprint> <fingerprint of
+what the run had left before this scope><DUMP>`. Redis has no transaction ids: the fingerprint is how a change by
+somebody else is told from the run's own.
 """
 
 import hashlib
@@ -124,15 +125,30 @@ local function others(run)
   return found
 end
 
-local function left_by_another_run(run, field, is)
+-- the run that left a key as it is, but for one; `roughly` gives its rough fingerprint, where the run noted such a one
+local function left_by_another_run(run, field, is, roughly)
   for _, id in ipairs(others(run)) do
     local known = call('HGET', PREFIX .. id, field)
     if known then
       local _, was = split(known)
-      if was == is then return true end
+      if same(was, is) then return id end
+      if string.find(was, '^%-?%d+~') and was == roughly() then return id end
     end
   end
-  return false
+end
+
+local function read(image)
+  local ends, sequence, before, left, expiry, length =
+    select(2, string.find(image, '^(%d+) (%S+) (%w+) (%S+) (%d+) '))
+  return {{
+    sequence = tonumber(sequence), before = before, left = left, expiry = tonumber(expiry),
+    was = string.sub(image, ends + 1, ends + length), dump = string.sub(image, ends + length + 1),
+  }}
+end
+
+local function written(image)
+  local head = image.sequence .. ' ' .. image.before .. ' ' .. image.left .. ' ' .. (image.expiry or '-')
+  return head .. ' ' .. #image.was .. ' ' .. image.was .. (image.dump or '')
 end
 """
 
@@ -159,9 +175,9 @@ if mode == 'one' and database == '0' and not KEYS[2] then
     if expiry == -1 then expiry = '-1' end
     if {QUICK} then is = expiry .. ':' .. string.sub(dump, -8) end
   end
-  if (not found[2] and is ~= '?') or found[2] == scope .. ' ' .. is then
+  if (not found[2] and is ~= '?' and call('HLEN', '{RUNS}') == 1) or found[2] == scope .. ' ' .. is then
     if not found[2] then
-      local image = call('INCR', '{SEQUENCE}') .. ' - 0 ' .. expiry .. ' ' .. (dump or '')
+      local image = call('INCR', '{SEQUENCE}') .. ' - n ' .. expiry .. ' 0 ' .. (dump or '')
       call('HSET', left .. ':' .. scope, field, image)
     end
     reply, ran = redis.pcall(unpack(ARGV, 5)), true
@@ -194,11 +210,11 @@ scope = call('HGET', left, 'scope')
 if not scope then return redis.error_reply('{OVER}') end
 local log, head = left .. ':' .. scope, scope .. ' '
 
-local function save(field, before, unchanged, dump, expiry)
+local function save(field, before, left_by, was, dump, expiry)
   sequence = sequence or call('INCR', SEQUENCE)
   images[#images + 1] = field
   images[#images + 1] =
-    sequence .. ' ' .. before .. ' ' .. unchanged .. ' ' .. (expiry or '-') .. ' ' .. (dump or '')
+    written({{sequence = sequence, before = before, left = left_by, was = was or '', dump = dump, expiry = expiry}})
 end
 
 local function keep(name, flat)
@@ -220,11 +236,18 @@ local function before(key, field, known)
   local unchanged = was and same(was, is)
   if roughly and not unchanged then is, dump, expiry = look(key, false) end
   if elsewhere then call('SELECT', 0) end
+  if at == scope and unchanged then return roughly end
+  local left_by = unchanged and 'u' or left_by_another_run(run, field, is, function()
+    if elsewhere then call('SELECT', database) end
+    local found = look(key, true)
+    if elsewhere then call('SELECT', 0) end
+    return found
+  end) or 'n'
   if at ~= scope then
-    save(field, at or '-', unchanged and 1 or 0, dump, expiry)
-  elseif not unchanged and not left_by_another_run(run, field, is) then
-    local image = call('HGET', log, field)
-    save(field, image and string.match(image, '^%d+ (%S+)') or '-', 0, dump, expiry)
+    save(field, at or '-', left_by, was, dump, expiry)
+  elseif left_by == 'n' then
+    local image = read(call('HGET', log, field) or '0 - n - 0 ')
+    save(field, image.before, left_by, image.was, dump, expiry)
   end
   return roughly
 end

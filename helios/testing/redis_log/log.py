@@ -42,36 +42,49 @@ if scope < 0 then scope, cursor = newest(), '0' end
 if scope < 0 then return {-1, '0', 0, 0, kept} end
 local log = PREFIX .. run .. ':' .. scope
 
-local function read(image)
-  local ends, sequence, before, unchanged, expiry = select(2, string.find(image, '^(%d+) (%S+) ([01]) (%S+) '))
-  return {
-    sequence = tonumber(sequence), before = before, unchanged = unchanged == '1',
-    expiry = tonumber(expiry), dump = string.sub(image, ends + 1),
-  }
-end
-
--- The first image of a run that was saved after this one shows what is being undone: it takes this one's content.
-local function hand_over(field, image, was, is)
-  local handed = false
+-- The images of a key that were left by a run, in the logs of the others; the earliest first.
+local function saved_over(field)
+  local found = {}
   for _, id in ipairs(rest) do
     local known = call('HGET', PREFIX .. id, field)
     local at = known and split(known) or '-'
-    local place, later
     while at ~= '-' do
-      local theirs = call('HGET', PREFIX .. id .. ':' .. at, field)
+      local name = PREFIX .. id .. ':' .. at
+      local theirs = call('HGET', name, field)
       if not theirs then break end
-      local parsed = read(theirs)
-      if parsed.sequence < image.sequence then break end
-      place, later, at = PREFIX .. id .. ':' .. at, parsed, parsed.before
-    end
-    if place then
-      handed = true
-      local head = later.sequence .. ' ' .. later.before .. ' ' .. (later.unchanged and 1 or 0) .. ' '
-      call('HSET', place, field, head .. (image.expiry or '-') .. ' ' .. image.dump)
-      if same(was, is) then call('HSET', PREFIX .. id, field, split(known) .. ' ' .. is) end
+      local image = read(theirs)
+      if image.left == run then found[#found + 1] = {run = id, known = known, log = name, image = image} end
+      at = image.before
     end
   end
-  return handed
+  table.sort(found, function(a, b) return a.image.sequence < b.image.sequence end)
+  return found
+end
+
+-- The next image that another run saved over what is being undone takes this one's content; and the run takes over what
+-- else there is of this run in the key, when that was all.
+local function hand_over(field, image, was, is)
+  local heir
+  local found = saved_over(field)
+  for _, each in ipairs(found) do
+    if not heir and each.image.sequence > image.sequence then
+      heir = each
+      each.image.expiry, each.image.dump = image.expiry, image.dump
+      each.image.left = image.left == 'u' and run or image.left
+    elseif heir and image.before == '-' then
+      each.image.left = each.run == heir.run and 'u' or heir.run
+    end
+  end
+  if not heir then return false end
+  for _, each in ipairs(found) do call('HSET', each.log, field, written(each.image)) end
+  if same(was, is) then call('HSET', PREFIX .. heir.run, field, split(heir.known) .. ' ' .. is) end
+  return true
+end
+
+-- What another run had left is there again.
+local function give_back(field, owner, is)
+  local known = call('HGET', PREFIX .. owner, field)
+  if known then call('HSET', PREFIX .. owner, field, split(known) .. ' ' .. is) end
 end
 
 local function put_back(key, image, is)
@@ -110,19 +123,28 @@ for i, field in ipairs(fields) do
   if known then scope_of, was = split(known) end
   -- what was written again, in a newer scope, while this goes on, comes first
   if not known or tonumber(scope_of) <= scope then
-    local now = '?'
     if known then
+      local now = image.was
       at(database)
       local is = look(key, string.find(was, '^%-?%d+~') ~= nil)
       at('0')
-      if #rest > 0 and hand_over(field, image, was, is) then
-        now = '?'
-      elseif same(was, is) then
+      local handed = #rest > 0 and hand_over(field, image, was, is)
+      if not handed and same(was, is) then
         at(database)
         put_back(key, image)
-        if image.unchanged then now = look(key, false) end
+        if image.left ~= 'n' then is = look(key, false) end
         at('0')
-      elseif not left_by_another_run(run, field, is) and not (is == '' and not image.expiry) then
+        if image.left == 'u' then
+          now = is
+        elseif image.left ~= 'n' then
+          give_back(field, image.left, is)
+        end
+      elseif not handed and not (is == '' and not image.expiry) and not left_by_another_run(run, field, is, function()
+        at(database)
+        local found = look(key, true)
+        at('0')
+        return found
+      end) then
         kept[#kept + 1] = field
       end
       if image.before == '-' then

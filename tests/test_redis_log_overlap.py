@@ -1,0 +1,110 @@
+"""Runs that overlap in one Redis: whatever each writes, and whoever ends first, in the end all is as it was."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from own_servers import client
+
+from helios import label
+from helios.label.clients import RecordedRedis
+from helios.testing import redis_log
+
+KEYS = ("list", "text", "new", "brief")
+LONG = "x" * 5000  # beyond what a fingerprint reads
+WRITES = (
+    lambda there, key, _number: there.delete(key),
+    lambda there, key, number: there.set(key, number),
+    lambda there, key, number: there.set(key, f"{LONG}{number}"),
+    lambda there, key, number: there.expire(key, 1000 + number),
+    lambda there, key, _number: there.persist(key),
+    lambda there, key, number: there.pipeline().delete(key).rpush(key, number, 1).execute(),
+    lambda there, key, number: there.pipeline().delete(key).sadd(key, number, "b").set("text", number).execute(),
+)
+STEPS = st.one_of(
+    st.tuples(
+        st.just("write"), st.integers(0, 2), st.integers(0, len(WRITES) - 1), st.sampled_from(KEYS), st.integers(0, 2)
+    ),
+    st.tuples(st.sampled_from(["mark", "undo", "end"]), st.integers(0, 2)),
+)
+
+
+class Overlapping:
+    """Three runs, begun when they first do something; each ends once."""
+
+    def __init__(self, plain, recorded):
+        self.plain, self.recorded = plain, recorded
+        self.marks, self.told = {}, []
+
+    def take(self, what, run, *rest):
+        """Do a step, in a run that begins with its first."""
+        if run not in self.marks:
+            redis_log.begin(self.plain, run + 1, "here")
+            self.marks[run] = []
+        getattr(self, what)(run, *rest)
+
+    def write(self, run, which, key, number):
+        """Write as the run's own processes would."""
+        os.environ[label.VARIABLE] = str(run + 1)
+        WRITES[which](self.recorded, key, number)
+
+    def mark(self, run):
+        """Begin a test."""
+        self.marks[run].append(redis_log.mark(self.plain, run + 1))
+
+    def undo(self, run):
+        """End the test that began last; outside of tests, undo all."""
+        since = self.marks[run].pop() if self.marks[run] else 0
+        self.told += redis_log.undo(self.plain, run + 1, since)
+
+    def end(self, run):
+        """End the run."""
+        self.told += redis_log.undo(self.plain, run + 1)
+        assert 0 == redis_log.close(self.plain, run + 1)
+        del self.marks[run]
+
+    def end_all(self, *, backwards):
+        """End those that are still there."""
+        for run in sorted(self.marks, reverse=backwards):
+            self.end(run)
+
+
+@pytest.fixture
+def plain(valkey):
+    """A neighbour."""
+    neighbour = client(valkey)
+    yield neighbour
+    neighbour.flushall()
+    neighbour.close()
+
+
+@pytest.fixture
+def recorded(valkey, monkeypatch):
+    """A client that records for the run that the environment names at the time."""
+    monkeypatch.setenv(label.VARIABLE, "0")
+    made = RecordedRedis.from_url(valkey.render_as_string(hide_password=False))
+    yield made
+    made.close()
+
+
+def furnish(plain):
+    plain.flushall()
+    plain.rpush("list", *range(5))
+    plain.set("text", "before")
+    plain.set("brief", "before", pxat=4102444800000)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEPS, max_size=14), backwards=st.booleans())
+def test_whoever_ends_first_all_is_as_it_was(plain, recorded, steps, backwards):
+    """Tests and runs end in any order, in the middle of each other's; nothing is told to be somebody else's."""
+    furnish(plain)
+    before = redis_log.digest(plain)
+    overlapping = Overlapping(plain, recorded)
+    for step in steps:
+        overlapping.take(*step)
+    overlapping.end_all(backwards=backwards)
+    assert before == redis_log.digest(plain)
+    assert [] == [each for each in overlapping.told if each.what == "kept"]
+    assert [] == plain.keys("helios:undo:*")
