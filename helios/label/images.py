@@ -11,9 +11,9 @@ a script may only touch keys of one slot, each slot would have a log under a tag
     ...<run>:<scope>    hash    <database>:<key> -> the image from before the first write in this scope
 
 An image is `<sequence> <scope of the image before it, or -> <who left it so: another run, u the same run, n nobody or
-somebody without a run> <absolute expiry in ms, -1 for none, - for an absent key> <length of the fingerprint> <fingerprint of
-what the run had left before this scope><DUMP>`. Redis has no transaction ids: the fingerprint is how a change by
-somebody else is told from the run's own.
+somebody without a run> <absolute expiry in ms, -1 for none, - for an absent key> <length of the fingerprint>
+<fingerprint of what the run had left before this scope><DUMP>`. Redis has no transaction ids: the fingerprint is how a
+change by somebody else is told from the run's own.
 """
 
 import hashlib
