@@ -69,6 +69,8 @@ BEGIN
     -- The short way, where a run only inserted: its rows are deleted by their keys, if they are still as it wrote them.
     PERFORM _make_step('_withdraw_' || t.rel, format(
         'DELETE FROM %s AS t USING %s AS l WHERE %s AND %s AND t.xmin = ANY ($3)', t.name, t.log, entries, same_tl));
+    -- The same for a large part of the table, without looking up each key: all that these transactions wrote.
+    PERFORM _make_step('_withdraw_all_' || t.rel, format('DELETE FROM %s AS t WHERE t.xmin = ANY ($3)', t.name));
     PERFORM _make_step('_forget_' || t.rel, format('DELETE FROM %s AS l WHERE %s', t.log, entries));
 
     -- A key that another run has touched as well is that run's from now on: a living one's, or that of one which is over
@@ -129,10 +131,10 @@ BEGIN
                               WHERE p.helios_act IN ('D', 'U') FOR UPDATE OF t) AS held
     $sql$, t.name, t.plan, same_tp));
 
-    -- How many are equal to their image afterwards.
+    -- How many of those that were inserted again are equal to their image afterwards.
     PERFORM _make_count('_restored_' || t.rel, format($sql$
         SELECT count(*) FROM %1$s AS p, %2$s AS t, %3$s AS l
-        WHERE p.helios_act IN ('U', 'I', 'X') AND %4$s AND l.helios_step = p.helios_image AND %5$s
+        WHERE p.helios_act IN ('I', 'X') AND %4$s AND l.helios_step = p.helios_image AND %5$s
           AND record_image_eq(ROW(%6$s), ROW(%7$s))
     $sql$, t.plan, t.name, t.log, same_tp, same_lp, _image(t.rel, 't'), _each(t.columns, 'l.%s')));
 
