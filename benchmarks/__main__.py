@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # make_klines
 
 from benchmarks.loading import loading
 from benchmarks.mirrors import mirrors_part
+from benchmarks.neighbour import neighbour
 from benchmarks.place import Place, place
 from benchmarks.undo import undo
 
@@ -23,6 +24,7 @@ PARTS: dict[str, Callable[[Place, argparse.Namespace, Callable[[str], None]], li
     "mirrors": mirrors_part,
     "loading": loading,  # each part is a function of this form
     "undo": undo,
+    "neighbour": neighbour,
 }
 
 
