@@ -132,6 +132,24 @@ class Bench:
         with self.admin.connect() as connection:
             connection.exec_driver_sql("DROP DATABASE undo_bench_clone")
 
+    def janitor(self, rows: int) -> None:
+        """A database of the test's own by pytest-postgresql, which copies a template as well."""
+        from pytest_postgresql.janitor import DatabaseJanitor  # noqa: PLC0415 - a peer: not needed to measure the rest
+
+        url = self.at.url
+        host = url.query.get("host", url.host)
+        clone = DatabaseJanitor(
+            user=str(url.username),
+            host=str(host),
+            port=url.port or 5432,
+            password=url.password,
+            version=self.at.version,
+            dbname="undo_bench_janitor",
+            template_dbname="undo_bench_template",
+        )
+        with clone, Session(create_engine(url.set(database=clone.dbname), poolclass=NullPool)) as session:
+            self.write(session, rows)
+
     def ways(self) -> dict[str, Callable[[int], None]]:
         """Name the contestants, the anchor first."""
         return {
@@ -142,6 +160,7 @@ class Bench:
             "DELETE all, rows put back": self.delete_all,
             "TRUNCATE all, rows put back": self.truncate_all,
             "template clone": self.template_clone,
+            "pytest-postgresql": self.janitor,
         }
 
 
