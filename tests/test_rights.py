@@ -50,8 +50,10 @@ MATRIX = {
     "partition: insert": (f"INSERT INTO helios_trading.klines_1m_2025 {KLINE}", "owner writer"),
     "partition: insert and read": (f"INSERT INTO helios_trading.klines_1m_2025 {KLINE} RETURNING high", "owner"),
     "partition: upsert": (
-        f"INSERT INTO helios_trading.klines_1m_2025 {KLINE} ON CONFLICT (instrument_id, interval, open_time) "
-        "DO UPDATE SET high = 2",
+        (
+            f"INSERT INTO helios_trading.klines_1m_2025 {KLINE} "
+            "ON CONFLICT ON CONSTRAINT klines_1m_2025_pkey DO UPDATE SET high = 2"
+        ),
         "owner",
     ),
     "interval's part: insert": (f"INSERT INTO helios_trading.klines_1m {KLINE}", "owner"),
