@@ -8,6 +8,7 @@ import make_klines
 import pytest
 from installation import COPIED
 from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from helios.backfill import Mode, load, recognise, tables
@@ -143,6 +144,21 @@ def test_one_such_partition_of_two_years(own_writer, upgraded, hours, places) ->
 def test_a_table_of_a_partition_s_name(own_writer, upgraded, hours, places) -> None:
     """One that was detached has the name, the triggers and the right, but rows in it are no candles of klines."""
     run(upgraded, f"ALTER TABLE {KLINES}_1h DETACH PARTITION {KLINES}_1h_2025")
+    with pytest.raises(tables.CopyError, match="no partition of relation"):
+        load(own_writer, recognise(hours()))
+    assert [KLINES] == places
+
+
+def test_a_partition_that_is_being_detached(own_writer, upgraded, hours, places) -> None:
+    """It is none any more for klines, and what is copied into it would go with it."""
+    load(own_writer, recognise(hours(JANUARY + timedelta(days=30))))
+    with own_writer.connect() as reader:
+        reader.execute(text(f"SELECT count(*) FROM {KLINES}"))
+        engine = create_engine(upgraded, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        with engine.connect() as admin, pytest.raises(OperationalError, match="lock timeout"):
+            admin.execute(text("SET lock_timeout = '100ms'"))
+            admin.execute(text(f"ALTER TABLE {KLINES}_1h DETACH PARTITION {KLINES}_1h_2025 CONCURRENTLY"))
+    places.clear()
     with pytest.raises(tables.CopyError, match="no partition of relation"):
         load(own_writer, recognise(hours()))
     assert [KLINES] == places

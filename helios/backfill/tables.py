@@ -17,8 +17,8 @@ PLAIN_VALUES = ("open", "high", "low", "close", "volume")
 OFFICIAL_VALUES = (*PLAIN_VALUES, "quote_volume", "trades", "taker_buy_volume", "taker_buy_quote_volume")
 STAGE = "pg_temp.helios_klines_stage"
 UNIQUE_VIOLATION = "23505"
-# Partitions that belong to their table, and on which whatever is told of an insert into klines is told as well: a
-# partition made since may lack a trigger that klines was given, and one that is being detached takes rows to the grave.
+# Partitions that fire every trigger that an INSERT into klines fires: one made since klines was given a trigger, as a
+# test run gives it some, may lack it. And that stay: what is being detached by now is about to be dropped.
 LOADABLE = text("""
     SELECT count(*)
     FROM unnest(CAST(:names AS text[])) AS name
