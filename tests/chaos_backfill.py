@@ -1,7 +1,8 @@
 """Kills loads of klines at random moments: `python tests/chaos_backfill.py 200 [seed]`.
 
-Whatever is killed - the loader, its reader, its connection - no half file may be in the table, nothing may hinder the
-next start, and what stands there at the end must equal an undisturbed load. The suite runs a few rounds.
+Whatever is killed - the loader, its connection - no half file may be in the table, nothing may hinder the next start,
+and what stands there at the end must equal an undisturbed load. A load that had ended when its moment came is looked at
+as well, but is no kill: the rounds go on until there were as many kills as asked for. The suite runs a few.
 """
 
 import os
@@ -14,8 +15,9 @@ import tempfile
 import textwrap
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 import make_klines
@@ -26,6 +28,8 @@ from helios.backfill import load, recognise
 
 ROWS = 25_000  # on either side of a new year, so that two partitions are at stake
 START = datetime(2024, 12, 20, tzinfo=UTC)
+KINDS = tuple(product(("base", "fast"), ("first", "again", "initial")))
+ROUNDS_FOR_A_KILL = 5  # at most: a chaos that kills nothing is to fail, not to go on for ever
 DEFECTS = ("gap", "equal-duplicates", "nan", "out-of-order")
 PROGRAM = textwrap.dedent("""
     import sys
@@ -36,6 +40,7 @@ PROGRAM = textwrap.dedent("""
     engine = create_engine(sys.argv[1], connect_args={"application_name": "chaos"})
     print("begins", flush=True)
     load(engine, recognise(path), tier=tier, rejects=Path(rejects), again=how == "again", initial=how == "initial")
+    print("ends", flush=True)
 """)
 CONTENT = """
     SELECT count(*), md5(string_agg(concat_ws(',', open_time, open, high, low, close, volume, trades,
@@ -46,8 +51,10 @@ CONTENT = """
           FROM helios_trading.klines WHERE interval = '1m') AS candles
 """
 TABLES = """
-    SELECT array_agg(relname || ' ' || coalesce(relacl::text, '') ORDER BY relname)
-    FROM pg_class WHERE relnamespace = 'helios_trading'::regnamespace AND relkind IN ('r', 'p', 'i', 'I')
+    SELECT array_agg(concat_ws(' ', relname, relacl, (
+        SELECT string_agg(pg_get_triggerdef(oid), ' ' ORDER BY tgname) FROM pg_trigger WHERE tgrelid = c.oid
+    )) ORDER BY relname)
+    FROM pg_class AS c WHERE relnamespace = 'helios_trading'::regnamespace AND relkind IN ('r', 'p', 'i', 'I')
 """
 
 
@@ -60,7 +67,7 @@ class Scene:
     path: Path
     undisturbed: tuple[object, ...] = ()
     tables: object = None
-    longest: float = 1.0
+    lengths: dict[tuple[str, str], float] = field(default_factory=dict)  # how long each kind of load takes, in seconds
 
     def ask(self, statement: str) -> tuple[object, ...]:
         """Read one row."""
@@ -76,10 +83,11 @@ class Scene:
         """Load once without disturbance, and remember what that gives and how long it takes."""
         self.tables = self.ask(TABLES)
         self.emptied()
-        began = time.monotonic()
         with self.start("base", "first") as process:
+            process.stdout.readline()
+            began = time.monotonic()
             process.communicate()
-        self.longest = time.monotonic() - began
+        self.lengths = dict.fromkeys(KINDS, time.monotonic() - began)
         self.undisturbed = self.ask(CONTENT)
 
     def start(self, tier: str, how: str) -> "subprocess.Popen[bytes]":
@@ -89,27 +97,18 @@ class Scene:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
-def kill_once(scene: Scene, chance: random.Random, tally: Counter[str]) -> None:
-    """Kill a load once, look that nothing half is there, and load to the end."""
-    tier, how = chance.choice(("base", "fast")), chance.choice(("first", "again", "initial"))
+def kill_once(scene: Scene, chance: random.Random, tally: Counter[str]) -> bool:
+    """Kill a load once, look that nothing half is there, and load to the end; False where it had ended before."""
+    tier, how = kind = chance.choice(KINDS)
     scene.emptied()
     if how == "again":
         load(scene.owner, recognise(scene.path))
         spoil(scene)
     before = scene.ask(CONTENT)
-    process = scene.start(tier, how)
-    process.stdout.readline()
-    time.sleep(chance.uniform(0, scene.longest))
     target = chance.choice(("loader", "loader", "connection"))
-    finished = process.poll() is not None
-    if target == "loader":
-        process.send_signal(signal.SIGKILL)
-    else:
-        end_connections(scene)
-    process.wait()
-    process.stdout.close()
+    killed = disturbed(scene, kind, chance.uniform(0, 1.2 * scene.lengths[kind]), target)
     wait_idle(scene)
-    tally["finished before" if finished else f"{target} killed"] += 1
+    tally[f"{target} killed" if killed else "ended before"] += 1
     held = scene.ask(CONTENT)
     if held not in (before, scene.undisturbed):
         tally["half"] += 1
@@ -121,6 +120,28 @@ def kill_once(scene: Scene, chance: random.Random, tally: Counter[str]) -> None:
         tally["different"] += 1
     if scene.ask(TABLES) != scene.tables:
         tally["tables left"] += 1
+    return killed
+
+
+def disturbed(scene: Scene, kind: tuple[str, str], moment: float, target: str) -> bool:
+    """Start a load, and kill it at a moment (s after it began); False where it ended in spite of that, or before."""
+    with scene.start(*kind) as process:
+        process.stdout.readline()
+        began, struck = time.monotonic(), False
+        try:
+            process.wait(moment)
+            scene.lengths[kind] = time.monotonic() - began
+        except subprocess.TimeoutExpired:
+            struck = True
+            scene.lengths[kind] *= 1.05  # slowly longer, until one ends before: so the last moments have their turn
+            if target == "loader":
+                process.send_signal(signal.SIGKILL)
+            else:
+                end_connections(scene)
+        ended = b"ends" in process.stdout.read()
+    if not (ended or struck):
+        raise AssertionError(f"a load that nobody disturbed failed: {' '.join(kind)}, status {process.returncode}")
+    return not ended
 
 
 def spoil(scene: Scene) -> None:
@@ -151,7 +172,7 @@ def wait_idle(scene: Scene) -> None:
 
 
 def chaos(url: URL, rounds: int, seed: int) -> Counter[str]:
-    """Kill `rounds` loads in a migrated database; the tally says how that went."""
+    """Kill `rounds` loads that run, in a migrated database; the tally says how that went."""
     chance = random.Random(seed)  # noqa: S311 - moments, not secrets
     tally: Counter[str] = Counter(half=0, different=0, **{"tables left": 0})
     folder = Path(tempfile.mkdtemp(prefix="helios-chaos-"))
@@ -163,8 +184,10 @@ def chaos(url: URL, rounds: int, seed: int) -> Counter[str]:
         scene.prepare()
         if scene.undisturbed[0] != made.good:
             raise AssertionError(f"{scene.undisturbed[0]} rows of {made.good} in an undisturbed load")
-        for _ in range(rounds):
-            kill_once(scene, chance, tally)
+        kills = 0
+        for _ in range(ROUNDS_FOR_A_KILL * rounds):
+            if kills < rounds:
+                kills += kill_once(scene, chance, tally)
     finally:
         shutil.rmtree(folder)
     return tally

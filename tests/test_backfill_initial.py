@@ -46,7 +46,9 @@ def shape(engine: Engine) -> list[tuple[object, ...]]:
                 FROM pg_constraint WHERE conrelid = c.oid),
                (SELECT array_agg(indexrelid::regclass::text || pg_get_indexdef(indexrelid) || indisvalid)
                 FROM pg_index WHERE indrelid = c.oid),
-               (SELECT array_agg(inhparent::regclass::text) FROM pg_inherits WHERE inhrelid = c.oid)
+               (SELECT array_agg(inhparent::regclass::text) FROM pg_inherits WHERE inhrelid = c.oid),
+               (SELECT array_agg(pg_get_triggerdef(oid) || tgenabled::text ORDER BY tgname)
+                FROM pg_trigger WHERE tgrelid = c.oid)
         FROM pg_class AS c WHERE relnamespace = 'helios_trading'::regnamespace AND relkind IN ('r', 'p')
         ORDER BY relname
         """,

@@ -242,20 +242,22 @@ def writer(connection: Connection) -> str:
     return "klines_writer"
 
 
-def test_a_writer_makes_it_and_writes_through_the_parent_only(connection: Connection, writer: str) -> None:
-    """The partition belongs to the owner of the function, and nobody else has any right on it."""
+def test_a_writer_makes_it_and_may_insert_there_and_nothing_else(connection: Connection, writer: str) -> None:
+    """The partition belongs to the owner of the function; who may insert into klines may do so there, by that right."""
     connection.execute(text(f"SET LOCAL ROLE {writer}"))
     assert make(connection)
     assert "klines_1m_2031" == candle(connection)
+    insert(connection, "klines_1m_2031", GOOD["klines"] | {"open_time": "2031-07-08 00:00:00+00"})
     for statement in ("SELECT * FROM", "DELETE FROM", "TRUNCATE"):
         with pytest.raises(DBAPIError, match="permission denied"), connection.begin_nested():
             connection.execute(text(f'{statement} "{SCHEMA}".klines_1m_2031'))
     connection.execute(text("RESET ROLE"))
     rights = text(
-        "SELECT relowner::regrole::text, (SELECT array_agg(DISTINCT grantee::regrole::text) FROM aclexplode(relacl)) "
-        f"FROM pg_class WHERE oid = '\"{SCHEMA}\".klines_1m_2031'::regclass"
+        "SELECT grantee::regrole::text, privilege_type FROM pg_class, aclexplode(relacl) "
+        f"WHERE oid = '\"{SCHEMA}\".klines_1m_2031'::regclass AND relowner = 'helios'::regrole "
+        "AND grantee <> relowner"
     )
-    assert ("helios", ["helios"]) == tuple(connection.execute(rights).one())
+    assert [("klines_writer", "INSERT")] == connection.execute(rights).all()
 
 
 def test_without_the_right_nobody_makes_one(connection: Connection) -> None:

@@ -8,6 +8,7 @@ import time
 import pytest
 from alembic import command
 from installation import (
+    COPIED,
     HEAD,
     REVISIONS,
     alembic,
@@ -383,6 +384,29 @@ def test_down_to_base_and_up_again(database, monkeypatch, programs):
     migrations.upgrade()
     run_sql(database, f"COMMENT ON SCHEMA {SCHEMA} IS NULL")
     assert before == dump(programs, database)
+
+
+PARTS = """
+    SELECT relname::text, relacl::text, (SELECT array_agg(pg_get_triggerdef(t.oid) ORDER BY tgname)
+                                         FROM pg_trigger AS t WHERE tgrelid = c.oid)
+    FROM pg_class AS c WHERE relispartition AND relkind IN ('r', 'p') ORDER BY relname
+"""
+
+
+def test_partitions_are_closed_again_by_a_downgrade(upgraded):
+    """Before 0004 whoever writes to a part has everything mirrored anew, so writers may not; up again, they may."""
+    mark(upgraded, "test")
+    run_sql(upgraded, f"SELECT {SCHEMA}.make_kline_partition('1m', 2031)")
+    after = rows(upgraded, PARTS)
+    migrations.downgrade("0003")
+    closed = rows(upgraded, PARTS)
+    assert not any(f"{COPIED}_writer" in acl for _, acl, _ in closed)
+    assert {("INSERT OR DELETE OR UPDATE OR TRUNCATE",)} == {
+        tuple(each.partition(" AFTER ")[2].partition(" ON ")[0] for each in triggers) for *_, triggers in closed
+    }
+    migrations.upgrade()
+    assert after == rows(upgraded, PARTS)
+    assert len(after) - 16 == len([acl for _, acl, _ in after if f"{COPIED}_writer=a/{COPIED}_owner" in acl])
 
 
 @pytest.mark.parametrize("name", [None, "production"])

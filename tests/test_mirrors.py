@@ -260,8 +260,28 @@ def test_a_renamed_account_takes_its_hashes_along(scene):
     assert (None, None) == (scene.hash("orders"), scene.hash("orders", "renamed"))
 
 
+@pytest.mark.parametrize("part", ["klines", "klines_1m", "klines_1m_2025"])
+def test_candles_inserted_into_any_part_are_told_once(scene, part):
+    """A statement fires the triggers of the table that it names, which tell the series, whichever part that is."""
+    scene.run(CANDLES.replace(".klines", f".{part}"))
+    assert [("series", "1|1m")] == scene.outbox()
+    scene.copy(
+        f"COPY {SCHEMA}.{part} (instrument_id, interval, open_time, open, high, low, close, volume) FROM STDIN",
+        "1\t1m\t2025-04-01Z\t1\t2\t1\t2\t3\n1\t1m\t2025-04-02Z\t1\t2\t1\t2\t3\n",
+    )
+    assert [("series", "1|1m")] * 2 == scene.outbox()
+    scene.step()
+    assert (5, 1) == (len(scene.klines().splitlines()), scene.relay.counts.rebuilds)
+
+
 @pytest.mark.parametrize(
-    "statement", ["TRUNCATE {0}.klines", "TRUNCATE {0}.klines_1m_2025", "DELETE FROM {0}.klines_1m"]
+    "statement",
+    [
+        "TRUNCATE {0}.klines",
+        "TRUNCATE {0}.klines_1m_2025",
+        "DELETE FROM {0}.klines_1m",
+        "DELETE FROM {0}.klines_1m_2025",
+    ],
 )
 def test_what_goes_as_a_whole_or_by_its_partition_is_mirrored_anew(scene, statement):
     """TRUNCATE tells no rows, and a partition's own writes, which the owner alone may do, pass by klines."""
@@ -274,12 +294,14 @@ def test_what_goes_as_a_whole_or_by_its_partition_is_mirrored_anew(scene, statem
 
 
 def test_a_new_partition_is_followed_too(scene):
-    """One that was made at run time has the trigger as well."""
+    """One that was made at run time has the triggers as well."""
     scene.run(
         f"SELECT {SCHEMA}.make_kline_partition('1m', 2031)",
-        CANDLES.replace("2025", "2031"),
-        f"DELETE FROM {SCHEMA}.klines_1m_2031",
+        CANDLES.replace("2025", "2031").replace(".klines", ".klines_1m_2031"),
     )
+    scene.step()
+    assert (3, 1) == (len(scene.klines().splitlines()), scene.relay.counts.rebuilds)
+    scene.run(f"DELETE FROM {SCHEMA}.klines_1m_2031")
     scene.step()
     assert scene.klines() is None
     scene.run(f"DROP TABLE {SCHEMA}.klines_1m_2031")

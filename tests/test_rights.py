@@ -47,7 +47,16 @@ MATRIX = {
     "parent: update": ("UPDATE helios_trading.klines SET trades = 1", "owner writer"),
     "parent: delete": ("DELETE FROM helios_trading.klines", "owner writer"),
     "partition: read": ("SELECT count(*) FROM helios_trading.klines_1m_2025", "owner"),
-    "partition: insert": (f"INSERT INTO helios_trading.klines_1m_2025 {KLINE}", "owner"),
+    "partition: insert": (f"INSERT INTO helios_trading.klines_1m_2025 {KLINE}", "owner writer"),
+    "partition: insert and read": (f"INSERT INTO helios_trading.klines_1m_2025 {KLINE} RETURNING high", "owner"),
+    "partition: upsert": (
+        (
+            f"INSERT INTO helios_trading.klines_1m_2025 {KLINE} "
+            "ON CONFLICT ON CONSTRAINT klines_1m_2025_pkey DO UPDATE SET high = 2"
+        ),
+        "owner",
+    ),
+    "interval's part: insert": (f"INSERT INTO helios_trading.klines_1m {KLINE}", "owner"),
     "partition: update": ("UPDATE helios_trading.klines_1m_2025 SET trades = 1", "owner"),
     "partition: delete": ("DELETE FROM helios_trading.klines_1m_2025", "owner"),
     "partition: truncate": ("TRUNCATE helios_trading.klines_1m_2025", "owner"),
@@ -164,12 +173,13 @@ def test_tables_made_later_are_covered(installed):
             assert not allowed(connection, "SELECT count(*) FROM helios_trading.later")
 
 
-def test_a_partition_made_by_a_writer_is_closed_to_it(installed):
-    """What the function makes belongs to the owner; the writer reaches it through the parent alone."""
+def test_a_partition_made_by_a_writer_takes_its_inserts_alone(installed):
+    """What the function makes belongs to the owner; the writer may insert there, and do all else through the parent."""
     with engine_of(installed["writer"]).connect() as connection:
         assert connection.scalar(text("SELECT helios_trading.make_kline_partition('1h', 2041)"))
         connection.commit()
-        assert not allowed(connection, "SELECT count(*) FROM helios_trading.klines_1h_2041")
-        assert allowed(
-            connection, f"INSERT INTO helios_trading.klines {KLINE.replace('1m', '1h').replace('2025', '2041')}"
-        )
+        for statement in ("SELECT count(*)", "DELETE"):
+            assert not allowed(connection, f"{statement} FROM helios_trading.klines_1h_2041")
+        for table in ("klines", "klines_1h_2041"):
+            candle = KLINE.replace("1m", "1h").replace("2025", "2041")
+            assert allowed(connection, f"INSERT INTO helios_trading.{table} {candle}")

@@ -4,7 +4,9 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 
+import make_klines
 import pytest
 from installation import COPIED, login, made, run_sql
 from sqlalchemy import URL, create_engine, select
@@ -13,6 +15,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 from undo_shop import Run, Shop
 
+from helios.backfill import load, recognise, tables
 from helios.errors import RightsError
 from helios.models import Fill, Instrument, Order, OrderHistory, OrderStatus, OrderType, Side, metadata
 from helios.schema import environment
@@ -136,6 +139,20 @@ def test_partitions_behind_their_parent_s_back(trading: Shop, run: Run) -> None:
         "TRUNCATE helios_trading.klines_1h_2025",
         url=trading.admin,
     )
+
+
+@pytest.mark.parametrize(("year", "into"), [(2025, "klines_1d_2025"), (2015, "klines")])
+def test_a_file_loaded_into_a_partition(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: int, into: str
+) -> None:
+    """Its candles go again; those of a year that the run made are loaded through klines, for the log knows that."""
+    places = []
+    copy = tables.copy
+    monkeypatch.setattr(tables, "copy", lambda *given: places.append(given[1]) or copy(*given))
+    start = datetime(year, 1, 1, tzinfo=UTC)
+    made_file = make_klines.make_file(tmp_path, "ETHUSDT", "1d", start=start, rows=20)
+    assert 20 == load(run.engine(), recognise(made_file.path)).inserted
+    assert [f"helios_trading.{into}"] == places
 
 
 def test_the_log_needs_no_right_of_a_writer(trading: Shop, run: Run) -> None:

@@ -64,6 +64,11 @@ def likely_bounds(source: Source, file: BinaryIO) -> Bounds | None:
     return Bounds(first, last, years, official=True)
 
 
+def beginning(year: int) -> int:
+    """Say when a UTC year begins, in milliseconds."""
+    return round(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * 1000
+
+
 def filled(source: Source, span: int, rows: float) -> bool:
     """Say whether so many rows, more or less, fill a span (ms)."""
     length = source.interval.length

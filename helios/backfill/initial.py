@@ -7,7 +7,6 @@ the old, empty partition until it ends; only then is the interval's table locked
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, text
@@ -16,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from helios.backfill import tables
 from helios.backfill.bounds import Bounds, likely_bounds
 from helios.backfill.reading import OutOfBoundsError, OutOfOrderError
-from helios.backfill.report import Mode, Report, Stage
+from helios.backfill.report import Mode, Report
 from helios.backfill.tiers import Tier
 from helios.errors import HeliosError, InputError, RightsError
 from helios.models import Interval, Kline
@@ -79,15 +78,10 @@ class Initial:
 
     def copied(self, load: "Load", bounds: Bounds, places: list[str]) -> Report:
         """Copy a file into the partitions of its years, or into the one table that is there for all."""
-        cuts = [moment(year) for year in bounds.years[1:]] if len(places) > 1 else []
         with self.connection.begin_nested():
             instrument_id = tables.hold_instrument(self.connection, load.source)
             tables.lock_series(self.connection, instrument_id, load.source)
-            with load.reading(Stage.LOADING, bounds, instrument_id, cuts) as rows_in:
-                rows_in.peek()
-                places = places or [self.klines]
-                rows = sum(tables.copy(self.connection, place, bounds.values, rows_in) for place in places)
-                return load.finished(Mode.INITIAL, rows_in, instrument_id, (rows, 0), rows)
+            return load.copied(Mode.INITIAL, bounds, instrument_id, places or [self.klines])
 
     def become_owner(self) -> None:
         """Act as the role that owns the klines, until the transaction ends."""
@@ -236,8 +230,3 @@ class Initial:
 def span(year: int) -> tuple[str, str]:
     """Write the first moment of a UTC year, and of the next."""
     return f"{year}-01-01 00:00:00+00", f"{year + 1}-01-01 00:00:00+00"
-
-
-def moment(year: int) -> int:
-    """Say when a UTC year begins, in milliseconds."""
-    return round(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * 1000

@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from io import FileIO
@@ -16,9 +16,9 @@ from sqlalchemy.exc import DBAPIError
 
 from helios import db
 from helios.backfill import tables
-from helios.backfill.bounds import Bounds, likely_bounds
+from helios.backfill.bounds import Bounds, beginning, likely_bounds
 from helios.backfill.initial import Initial
-from helios.backfill.reading import OutOfBoundsError, Reading, now
+from helios.backfill.reading import OutOfBoundsError, OutOfOrderError, Reading, now
 from helios.backfill.report import Mode, Progress, Report, Stage, remove_rejects, write_rejects
 from helios.backfill.source import Source
 from helios.backfill.stamp import stamp_of
@@ -281,8 +281,7 @@ class Load:
             if span and tables.holds_any(self.connection, instrument_id, self.source, span):
                 return self.compared(bounds, span, instrument_id)
             try:
-                with self.connection.begin_nested():
-                    return self.direct(bounds, instrument_id)
+                return self.direct(bounds, instrument_id)
             except tables.CopyError as error:
                 if span is None or error.sqlstate != tables.UNIQUE_VIOLATION:
                     raise
@@ -290,12 +289,22 @@ class Load:
                 return self.compared(bounds, span, instrument_id)
 
     def direct(self, bounds: Bounds, instrument_id: int) -> Report:
-        """Copy straight into the table."""
-        with self.reading(Stage.LOADING, bounds, instrument_id) as rows_in:
+        """Copy straight into the partitions, where the rows come in order; else into the table."""
+        klines = tables.quoted(self.connection, Kline.__table__)
+        if self.tier is Tier.FAST or len(bounds.years) == 1:
+            places = tables.loadable_partitions(self.connection, self.source, bounds.years)
+            with suppress(OutOfOrderError), self.connection.begin_nested():
+                return self.copied(Mode.DIRECT, bounds, instrument_id, places or [klines])
+        with self.connection.begin_nested():
+            return self.copied(Mode.DIRECT, bounds, instrument_id, [klines])
+
+    def copied(self, mode: Mode, bounds: Bounds, instrument_id: int, places: list[str]) -> Report:
+        """Copy each year into its place, or all of them into the one that there is."""
+        cuts = [beginning(year) for year in bounds.years[1:]] if len(places) > 1 else []
+        with self.reading(Stage.LOADING, bounds, instrument_id, cuts) as rows_in:
             rows_in.peek()
-            klines = tables.quoted(self.connection, Kline.__table__)
-            rows = tables.copy(self.connection, klines, bounds.values, rows_in)
-            return self.finished(Mode.DIRECT, rows_in, instrument_id, (rows, 0), rows)
+            rows = sum(tables.copy(self.connection, place, bounds.values, rows_in) for place in places)
+            return self.finished(mode, rows_in, instrument_id, (rows, 0), rows)
 
     def compared(self, bounds: Bounds, span: tuple[datetime, datetime], instrument_id: int) -> Report:
         """Copy into a table beside, and write only what differs."""

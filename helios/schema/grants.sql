@@ -42,7 +42,10 @@ WITH me AS (
     FROM me LEFT JOIN owner ON true LEFT JOIN space ON true
 ), relation AS (
     SELECT oid, relname::text AS name, CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind,
-           relispartition AS leaf, relowner AS owned_by,
+           relispartition AS part, relowner AS owned_by,
+           -- a partition of klines that tells of what is inserted as klines does
+           relispartition AND relkind = 'r' AND EXISTS (SELECT FROM pg_trigger WHERE tgrelid = pg_class.oid
+                                                        AND tgname = 'mirror_insert') AS loaded,
            coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", relowner)) AS acl,
            format('%I.%I', :schema, relname) AS label, pg_has_role(relowner, 'USAGE') AS mine,
            CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE'
@@ -52,7 +55,8 @@ WITH me AS (
                                      AND objid = pg_class.oid AND deptype IN ('a', 'i')) AS follows
     FROM pg_class WHERE relnamespace = (SELECT oid FROM space) AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
 ), routine AS (
-    SELECT oid, proname::text AS name, 'FUNCTION' AS kind, false AS leaf, proowner AS owned_by,
+    SELECT oid, proname::text AS name, 'FUNCTION' AS kind, false AS part, proowner AS owned_by,
+           false AS loaded,
            coalesce(proacl, acldefault('f', proowner)) AS acl,
            format('%I.%I(%s)', :schema, proname, pg_get_function_identity_arguments(oid)) AS label,
            pg_has_role(proowner, 'USAGE') AS mine, 'FUNCTION' AS noun, false AS follows
@@ -62,7 +66,7 @@ WITH me AS (
     UNION ALL
     SELECT * FROM routine
     UNION ALL
-    SELECT coalesce(space.oid, 0), :schema, 'SCHEMA', false, space.nspowner,
+    SELECT coalesce(space.oid, 0), :schema, 'SCHEMA', false, space.nspowner, false,
            coalesce(space.nspacl, acldefault('n', coalesce(space.nspowner, 10))), format('%I', :schema),
            coalesce(space.mine, true), 'SCHEMA', false
     FROM me LEFT JOIN space ON true
@@ -70,7 +74,8 @@ WITH me AS (
     SELECT object.kind, object.oid, role.name AS grantee, privilege
     FROM object, role, unnest(CAST(CASE
         WHEN object.kind = 'SCHEMA' THEN '{USAGE}'
-        WHEN leaf THEN '{}'  -- a direct write to a partition would pass by its parent's triggers
+        WHEN loaded AND role.kind = 'writer' THEN '{INSERT}'
+        WHEN part THEN '{}'  -- a direct write to a partition would pass by its parent's triggers
         WHEN object.kind = 'FUNCTION' AND role.kind = 'writer' AND object.name = ANY (:callable) THEN '{EXECUTE}'
         WHEN object.kind = 'FUNCTION' AND role.kind = 'relay' AND object.name = ANY (:relaying) THEN '{EXECUTE}'
         WHEN object.kind = 'FUNCTION' THEN '{}'
