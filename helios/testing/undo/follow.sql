@@ -261,6 +261,7 @@ DECLARE
                             JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE pg_class.oid = table_oid);
     labelled CONSTANT text := 'pg_catalog.current_setting(''helios.test_run'', true) OPERATOR(pg_catalog.<>) ''''';
     undoing CONSTANT text := 'pg_catalog.current_setting(''helios.undoing'', true) OPERATOR(pg_catalog.<>) ''''';
+    long_way CONSTANT text := replace(undoing, '<>) ''''', '=) ''long''');
     below CONSTANT text := undoing || ' AND pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.>) 0';
     wanted record;
 BEGIN
@@ -272,7 +273,7 @@ BEGIN
              format('%I()', '_rows_' || root), root = table_oid),
             ('~helios_2_hold', 'BEFORE INSERT OR UPDATE OR DELETE', 'ROW', '', below, '_hold()', root = table_oid),
             ('~helios_3_exact', 'BEFORE INSERT OR UPDATE', 'ROW', '',
-             undoing || ' AND pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.=) 0',
+             long_way || ' AND pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.=) 0',
              format('%I()', '_exact_' || root), root = table_oid AND stamped),
             ('~helios_inserted', 'AFTER INSERT', 'STATEMENT', 'REFERENCING NEW TABLE AS helios_new',
              labelled, format('%I()', '_inserted_' || root), true),

@@ -45,7 +45,7 @@ BEGIN
     IF $4 THEN
         EXECUTE %1$L INTO helios_count USING $1, $2, $3;
     ELSE
-        helios_count := (%1$s);
+        FOR helios_count IN %1$s LOOP END LOOP;  -- takes also what is written WITH an UPDATE
     END IF;
     RETURN helios_count;
 END $body$, query));
@@ -71,6 +71,16 @@ BEGIN
         'DELETE FROM %s AS t USING %s AS l WHERE %s AND %s AND t.xmin = ANY ($3)', t.name, t.log, entries, same_tl));
     -- The same for a large part of the table, without looking up each key: all that these transactions wrote.
     PERFORM _make_step('_withdraw_all_' || t.rel, format('DELETE FROM %s AS t WHERE t.xmin = ANY ($3)', t.name));
+    -- Where a run only updated, and what it found was nobody's of its own: then there is one image for each row.
+    PERFORM _make_count('_revert_' || t.rel, format($sql$
+        WITH helios_reverted AS (
+            UPDATE %1$s AS t SET %2$s FROM %3$s AS l
+            WHERE %4$s AND %5$s AND l.helios_was <> ALL ($3) AND t.xmin = ANY ($3)
+            RETURNING record_image_eq(ROW(%6$s), ROW(%7$s)) AS helios_exact)
+        SELECT count(*) FILTER (WHERE helios_exact) FROM helios_reverted
+    $sql$, t.name, _each((SELECT array_agg(name ORDER BY place) FROM unnest(t.columns) WITH ORDINALITY AS c (name, place)
+                          WHERE name <> ALL (t.fixed)), '%s = l.%s'),
+        t.log, entries, same_tl, _image(t.rel, 't'), _each(t.columns, 'l.%s')));
     PERFORM _make_step('_forget_' || t.rel, format('DELETE FROM %s AS l WHERE %s', t.log, entries));
 
     -- A key that another run has touched as well is that run's from now on: a living one's, or that of one which is over
@@ -392,18 +402,19 @@ BEGIN
     PERFORM _rank_tables();
     EXECUTE format($create$
         CREATE OR REPLACE FUNCTION _touched(runs bigint[], since bigint)
-        RETURNS TABLE (rel oid, inserts_only boolean, entries bigint, own xid[])
+        RETURNS TABLE (rel oid, kind "char", entries bigint, own xid[])
         LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS %L
     $create$, format('#variable_conflict use_column
 BEGIN RETURN QUERY %s; END', coalesce((
         SELECT string_agg(format($sql$
-            SELECT %s::oid, bool_and(only_inserts), sum(found)::bigint, array_agg(writer)
-            FROM (SELECT coalesce(l.helios_by, l.xmin) AS writer, bool_and(l.helios_what = 'I') AS only_inserts,
-                         count(*) AS found
+            SELECT %s::oid, (CASE WHEN min(least) = max(most) THEN min(least) END)::"char", sum(found)::bigint,
+                   array_agg(writer)
+            FROM (SELECT coalesce(l.helios_by, l.xmin) AS writer, min(l.helios_what) AS least,
+                         max(l.helios_what) AS most, count(*) AS found
                   FROM %s AS l WHERE l.helios_run = ANY ($1) AND l.helios_step > $2 GROUP BY 1) AS g
             HAVING count(*) > 0
         $sql$, rel, log), ' UNION ALL ' ORDER BY rel) FROM _tables),
-        'SELECT 0::oid, true, 0::bigint, NULL::xid[] WHERE false')));
+        'SELECT 0::oid, ''I''::"char", 0::bigint, NULL::xid[] WHERE false')));
     EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA %I FROM PUBLIC', current_schema());
 END
 $$;

@@ -6,7 +6,7 @@
 DO $$
 BEGIN
     CREATE TYPE _change AS (rel text, what text, count bigint, why text);
-    CREATE TYPE _entries AS (rel oid, inserts_only boolean, entries bigint, own xid[]);
+    CREATE TYPE _entries AS (rel oid, kind "char", entries bigint, own xid[]);
 EXCEPTION WHEN duplicate_object THEN
     NULL;
 END
@@ -22,7 +22,7 @@ BEGIN
     -- Not waiting for the disk is safe: what a crash forgets of an undo, it forgets together with the log's changes.
     PERFORM set_config('synchronous_commit', 'off', true), set_config('lock_timeout', patience::text, true);
     PERFORM _enter(runs);
-    written := ARRAY(SELECT ROW(t.rel, t.inserts_only, t.entries, t.own)::_entries FROM _touched(runs, since) AS t);
+    written := ARRAY(SELECT ROW(t.rel, t.kind, t.entries, t.own)::_entries FROM _touched(runs, since) AS t);
     own := ARRAY(SELECT unnest(w.own) FROM unnest(written) AS w
                  UNION SELECT u.xmin FROM _undos AS u WHERE u.run = ANY (runs) AND u.step > since);
     many := (SELECT coalesce(sum(w.entries), 0) > 1000 FROM unnest(written) AS w);
@@ -130,37 +130,41 @@ BEGIN
 END
 $$;
 
--- Tables into which the runs only inserted: their rows are deleted, children first. Gives the tables that it left,
--- because somebody else has touched their rows, or a foreign key or trigger would carry the deletion on.
+-- Tables into which the runs only inserted: their rows are deleted, children first. Those in which they only updated, no
+-- row twice: each goes back to its image. Gives the tables that it left, because somebody else has touched their rows, or a foreign key or trigger would carry the deletion on.
 CREATE OR REPLACE FUNCTION _short_way(
     runs bigint[], since bigint, own xid[], many boolean, most boolean, written _entries[],
     OUT changes _change[], OUT left_to oid[])
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     t record;
-    deleted bigint;
+    done bigint;
     others CONSTANT boolean := EXISTS (SELECT FROM _runs WHERE id <> ALL (runs) AND NOT closed);
 BEGIN
     changes := '{}';
     left_to := '{}';
     PERFORM set_config('helios.undoing', 'short', true);
     FOR t IN
-        SELECT w.rel, w.entries, w.inserts_only, w.own, k.name, k.rank, k.plain, k.log
+        SELECT w.rel, w.entries, w.kind, w.own, k.name, k.rank, k.plain, k.log
         FROM unnest(written) AS w JOIN _tables AS k USING (rel) ORDER BY k.rank, k.rel
     LOOP
         -- A table whose children were left is left as well.
-        IF NOT t.inserts_only OR NOT t.plain OR t.rank IS NULL OR (left_to <> '{}' AND t.rank > 0)
+        IF coalesce(t.kind, 'D') = 'D' OR NOT t.plain OR t.rank IS NULL OR (left_to <> '{}' AND t.rank > 0)
            OR (others AND _shared(t.log, runs)) THEN
             left_to := left_to || t.rel;
             CONTINUE;
         END IF;
         BEGIN
-            IF most THEN
-                deleted := _run_step('_withdraw_all_', t.rel, runs, since, t.own, many);
+            IF t.kind = 'U' THEN
+                -- In this subtransaction too: what it restores carries its xmin.
+                INSERT INTO _undos (run) SELECT each FROM unnest(runs) AS each;
+                done := _run_step('_revert_', t.rel, runs, since, t.own, many);
+            ELSIF most THEN
+                done := _run_step('_withdraw_all_', t.rel, runs, since, t.own, many);
             ELSE
-                deleted := _run_step('_withdraw_', t.rel, runs, since, own, many);
+                done := _run_step('_withdraw_', t.rel, runs, since, own, many);
             END IF;
-            IF deleted <> t.entries THEN
+            IF done <> t.entries THEN
                 RAISE EXCEPTION USING ERRCODE = 'HU001', MESSAGE = t.name || ' was changed by somebody else';
             END IF;
             SET CONSTRAINTS ALL IMMEDIATE;
@@ -169,8 +173,8 @@ BEGIN
             ELSE
                 PERFORM _run_step('_forget_', t.rel, runs, since, own, many);
             END IF;
-            changes := changes || ROW(t.name, 'deleted', t.entries, '')::_change;
-        EXCEPTION WHEN SQLSTATE 'HU001' OR foreign_key_violation THEN
+            changes := changes || ROW(t.name, CASE t.kind WHEN 'U' THEN 'restored' ELSE 'deleted' END, t.entries, '')::_change;
+        EXCEPTION WHEN SQLSTATE 'HU001' OR foreign_key_violation OR unique_violation OR exclusion_violation THEN
             left_to := left_to || t.rel;
         END;
     END LOOP;
