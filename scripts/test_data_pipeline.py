@@ -12,8 +12,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -221,8 +221,8 @@ def pipeline(scene: Scene, report: Report) -> None:
 
 
 def clean(run: Run, report: Report) -> None:
-    """Undo all of it."""
-    with report.step("clean-up") as said:
+    """Undo all of it; where that fails, its line says so, and the proofs are made all the same."""
+    with suppress(Exception), report.step("clean-up") as said:
         try:
             run.leave()
         finally:
@@ -235,22 +235,53 @@ def clean(run: Run, report: Report) -> None:
 
 
 def prove(subject: Subject, report: Report, before: Before, *, mirrored: bool) -> None:
-    """Show that nothing is left."""
-    with report.step("mirrors") as said, subject.direct() as connection, joined(subject, connection) as halves:
-        said.append(mirrors_follow(halves.redis, halves.place, halves.relay, mirrored=mirrored))
-    with report.step("digest") as said:
-        after = digest(subject)
-        said.append(f"before {summed(before.digest)}, after {summed(after)}: {len(after)} tables and keys")
-        refuse(differences(before.digest, after))
-    with report.step("orphans") as said:
-        new = looking_like_tests(subject) - before.suspects
-        said.append(f"none of this run ({len(before.suspects)} were there before)" if before.suspects else "none")
-        if new:
-            raise HeliosError(f"left behind: {', '.join(sorted(new))}; `helios orphans` lists them")
-    with report.step("public") as said, subject.direct() as connection:
+    """Show that nothing is left; a proof that fails does not stop the others."""
+    proofs: dict[str, Callable[[], str]] = {
+        "mirrors": lambda: mirrors_follow(subject, mirrored=mirrored),
+        "digest": lambda: digest_is(subject, before.digest),
+        "orphans": lambda: no_orphans(subject, before.suspects),
+        "public": lambda: public_is(subject, before.public),
+    }
+    for name, proof in proofs.items():
+        with suppress(Exception), report.step(name) as said:
+            said.append(proof())
+
+
+def mirrors_follow(subject: Subject, *, mirrored: bool) -> str:
+    """See that the mirrors show what PostgreSQL holds; where there were none, take them out again."""
+    with subject.direct() as connection, joined(subject, connection) as halves:
+        if halves.redis is None or halves.relay is None:
+            return "there is no Redis"
+        if not mirrored:
+            forget_mirrors(halves.redis, halves.place)
+            return "none, as before"
+        halves.relay.drain()
+        found = mirrors.check(halves.relay)
+    if found.differences:
+        raise HeliosError(f"{len(found.differences)} mirrors differ, the first: {found.differences[0].key}")
+    return f"{found.compared} equal to PostgreSQL's rows"
+
+
+def digest_is(subject: Subject, before: dict[str, str]) -> str:
+    """See that every row and key is as it was."""
+    after = digest(subject)
+    refuse(differences(before, after))
+    return f"before {summed(before)}, after {summed(after)}: {len(after)} tables and keys"
+
+
+def no_orphans(subject: Subject, before: set[str]) -> str:
+    """See that nothing new looks like test data."""
+    if new := looking_like_tests(subject) - before:
+        raise HeliosError(f"left behind: {', '.join(sorted(new))}; `helios orphans` lists them")
+    return f"none of this run ({len(before)} were there before)" if before else "none"
+
+
+def public_is(subject: Subject, before: dict[str, str]) -> str:
+    """See that `public` is as it was."""
+    with subject.direct() as connection:
         after = fingerprint(connection)
-        said.append(f"untouched: {len(after) - 1} objects and contents, {summed(after)}")
-        refuse(differences(before.public, after))
+    refuse(differences(before, after))
+    return f"untouched: {len(after) - 1} objects and contents, {summed(after)}"
 
 
 def refuse(changed: Sequence[str]) -> None:
@@ -259,20 +290,6 @@ def refuse(changed: Sequence[str]) -> None:
         raise HeliosError(
             f"not as before: {', '.join(changed)}; where others write meanwhile, this is theirs: run it when they rest"
         )
-
-
-def mirrors_follow(redis: Redis | None, place: Place, relay: mirrors.Relay | None, *, mirrored: bool) -> str:
-    """See that the mirrors show what PostgreSQL holds; where there were none, take them out again."""
-    if redis is None or relay is None:
-        return "there is no Redis"
-    if not mirrored:
-        forget_mirrors(redis, place)
-        return "none, as before"
-    relay.drain()
-    found = mirrors.check(relay)
-    if found.differences:
-        raise HeliosError(f"{len(found.differences)} mirrors differ, the first: {found.differences[0].key}")
-    return f"{found.compared} equal to PostgreSQL's rows"
 
 
 def forget_mirrors(redis: Redis, place: Place) -> None:
