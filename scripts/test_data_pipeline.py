@@ -164,8 +164,10 @@ def verify(subject: Subject, report: Report) -> None:
         public = fingerprint(connection)
     with report.step("repair") as said:
         said.extend(repaired(subject))
-    before = Before(digest(subject), looking_like_tests(subject), public)
-    run = Run.begin(subject)
+    with report.step("undo log") as said:
+        before = Before(digest(subject), looking_like_tests(subject), public)
+        run = Run.begin(subject)
+        said.append(f"run {run.id}: whatever it writes is kept with the row or key from before")
     try:
         run.enter("pipeline")
         mirrored = note_mirrors(run)
@@ -186,7 +188,8 @@ class Before:
 
 def configuration(settings: Settings) -> list[str]:
     """Tell what is set, without any password."""
-    postgres = masked(settings.migration_url) if settings.migration_url else "the embedded PostgreSQL"
+    url = settings.migration_url and settings.migration_url.set(drivername="postgresql")
+    postgres = masked(url) if url else "the embedded PostgreSQL"
     redis = masked(settings.redis_url) if settings.redis_url else "the embedded Valkey"
     return [f"schema {settings.database_schema} of {postgres}", redis, f"environment {settings.helios_environment}"]
 
