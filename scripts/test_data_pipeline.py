@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ except ImportError as missing:
 
 UNMIRRORED = "test:pipeline:unmirrored"  # says that Redis held no mirrors before this run; gone with the run
 BIG = 256 << 20  # bytes of a table in `public` whose rows are not read
+ALONE = text("SELECT pg_try_advisory_lock(hashtext('helios verification run'))")
 PUBLIC = text("""
     SELECT relname::text AS name, pg_table_size(oid) <= :big AND has_table_privilege(oid, 'SELECT') AS read
     FROM pg_class WHERE relnamespace = to_regnamespace('public') AND relkind = 'r'
@@ -137,9 +138,10 @@ def main() -> int:
         verify(subject, report)
     except KeyboardInterrupt:
         return 130
-    except Exception:
+    except Exception as error:  # noqa: BLE001 - whatever it was, a line tells it
         if report.good:
-            raise  # no step has told it
+            said = report.hidden(str(error) or type(error).__name__)
+            report.tell(Line("between steps", ok=False, found=said, seconds=0.0))
     finally:
         report.end()
     return 0 if report.good else 1
@@ -155,35 +157,49 @@ def arguments() -> argparse.Namespace:
 
 
 def verify(subject: Subject, report: Report) -> None:
-    """Do the pipeline between two looks at everything."""
+    """Do the pipeline between two looks at everything, one verification run at a time."""
     with report.step("configuration") as said:
         said.extend(configuration(subject.settings))
-    with report.step("servers") as said, subject.direct() as connection, joined(subject, connection) as halves:
-        said.extend(halves.versions())
-        made = not inspect(connection).has_schema(subject.schema)
-        public = fingerprint(connection)
-    with report.step("repair") as said:
-        said.extend(repaired(subject))
-    with report.step("undo log") as said:
-        before = Before(digest(subject), looking_like_tests(subject), public)
-        run = Run.begin(subject)
-        said.append(f"run {run.id}: whatever it writes is kept with the row or key from before")
-    try:
-        run.enter("pipeline")
-        mirrored = note_mirrors(run)
-        pipeline(Scene(run, made), report)
-    finally:
-        clean(run, report)
-        prove(subject, report, before, mirrored=mirrored)
+    with ExitStack() as held:
+        with report.step("servers") as said:
+            connection = held.enter_context(subject.direct())
+            said.extend(servers(subject, connection))
+            made = not inspect(connection).has_schema(subject.schema)
+            public = fingerprint(connection)
+        with report.step("repair") as said:
+            said.extend(repaired(subject))
+        with report.step("undo log") as said:
+            before = Before(digest(subject), looking_like_tests(subject), public, is_mirrored(subject))
+            run = Run.begin(subject)
+            said.append(f"run {run.id}: whatever it writes is kept with the row or key from before")
+        try:
+            run.enter("pipeline")
+            if not before.mirrored:
+                run.redis.set(UNMIRRORED, "1")
+            pipeline(Scene(run, made), report)
+        finally:
+            clean(run, report)
+            prove(subject, report, before)
+
+
+def servers(subject: Subject, connection: Connection) -> list[str]:
+    """Name the servers, once no other verification run is at work: each would find what the other wrote."""
+    while not connection.scalar(ALONE):
+        time.sleep(0.05)
+    with joined(subject, connection) as halves:
+        if halves.redis is None:
+            raise HeliosError("there is no Redis: set REDIS_URL, or install the extra helios[embedded]")
+        return halves.versions()
 
 
 @dataclass(frozen=True)
 class Before:
-    """What was there: all rows and keys, what looked like test data, and `public`."""
+    """What was there: all rows and keys, what looked like test data, `public`, and whether there were mirrors."""
 
     digest: dict[str, str]
     suspects: set[str]
     public: dict[str, str]
+    mirrored: bool
 
 
 def configuration(settings: Settings) -> list[str]:
@@ -208,12 +224,10 @@ def repaired(subject: Subject) -> list[str]:
     return [*(said or ["no dead run had left anything"]), marker.reason]
 
 
-def note_mirrors(run: Run) -> bool:
-    """Tell whether Redis holds mirrors already; where not, note it: after a kill the next run takes them out."""
-    mirrored = bool(run.redis.exists(run.halves.place.token))
-    if not mirrored:
-        run.redis.set(UNMIRRORED, "1")
-    return mirrored
+def is_mirrored(subject: Subject) -> bool:
+    """Tell whether Redis holds mirrors; where not, a key says so, and after a kill the next run takes them out."""
+    with subject.direct() as connection, joined(subject, connection) as halves:
+        return halves.redis is not None and bool(halves.redis.exists(halves.place.token))
 
 
 def pipeline(scene: Scene, report: Report) -> None:
@@ -237,10 +251,10 @@ def clean(run: Run, report: Report) -> None:
             raise HeliosError("; ".join(run.failures))
 
 
-def prove(subject: Subject, report: Report, before: Before, *, mirrored: bool) -> None:
+def prove(subject: Subject, report: Report, before: Before) -> None:
     """Show that nothing is left; a proof that fails does not stop the others."""
     proofs: dict[str, Callable[[], str]] = {
-        "mirrors": lambda: mirrors_follow(subject, mirrored=mirrored),
+        "mirrors": lambda: mirrors_follow(subject, mirrored=before.mirrored),
         "digest": lambda: digest_is(subject, before.digest),
         "orphans": lambda: no_orphans(subject, before.suspects),
         "public": lambda: public_is(subject, before.public),

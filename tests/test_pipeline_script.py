@@ -107,6 +107,15 @@ def test_a_killed_run_is_repaired_by_the_next(env):
     assert ["configuration", "servers", "repair", "undo log", *pipeline_steps.STEPS, *PROOFS] == steps
 
 
+def test_two_runs_at_once_wait_for_each_other(env):
+    """Neither takes for left behind what the other writes."""
+    command = [*SCRIPT, "--json", "--fail-at", "schema"]
+    both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for each in both:
+        steps = json.loads(each.communicate(timeout=60)[0])["steps"]
+        assert ["schema"] == [step["step"] for step in steps if not step["ok"]]
+
+
 def test_mirrors_that_were_there_follow_and_stay(here, verify, valkey):
     """Where a relay has mirrored before, the real mirrors are there afterwards, and none of the run's."""
     place = Place(str(here.database), "helios_trading")
@@ -172,6 +181,18 @@ def test_a_schema_that_lacks_something_is_refused(table, statement, upgraded, va
     status, lines = verify()
     assert (1, ["schema"]) == (status, [name for name, line in lines.items() if not line["ok"]])
     assert ("ix_orders_open" if table == "klines" else "GRANT SELECT") in lines["schema"]["found"]
+
+
+def test_an_error_between_the_steps_is_a_line_too(here, verify, monkeypatch):
+    """It is cleaned up and told like any other, never a traceback."""
+
+    def broken(_run, _made):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(test_data_pipeline, "Scene", broken)
+    status, lines = verify()
+    assert (1, ["between steps"]) == (status, [name for name, line in lines.items() if not line["ok"]])
+    assert "broken" == lines["between steps"]["found"]
 
 
 def test_production_is_refused(upgraded, valkey, verify, monkeypatch):
