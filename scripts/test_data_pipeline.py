@@ -204,10 +204,14 @@ class Before:
 
 def configuration(settings: Settings) -> list[str]:
     """Tell what is set, without any password."""
-    url = settings.migration_url and settings.migration_url.set(drivername="postgresql")
-    postgres = masked(url) if url else "the embedded PostgreSQL"
-    redis = masked(settings.redis_url) if settings.redis_url else "the embedded Valkey"
-    return [f"schema {settings.database_schema} of {postgres}", redis, f"environment {settings.helios_environment}"]
+    urls = [settings.database_url, settings.database_migration_url, settings.redis_url]
+    service, owner, redis = (each and masked(each).replace("postgresql+psycopg2:", "postgresql:") for each in urls)
+    return [
+        f"schema {settings.database_schema} of {service or owner or 'the embedded PostgreSQL'}",
+        *([f"migrated through {owner}"] if owner and service else []),
+        redis or "the embedded Valkey",
+        f"environment {settings.helios_environment}",
+    ]
 
 
 def repaired(subject: Subject) -> list[str]:

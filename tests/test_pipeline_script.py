@@ -8,7 +8,7 @@ import sys
 import pipeline_steps
 import pytest
 import test_data_pipeline
-from installation import ROOT, engine_of, run_sql, use, variables
+from installation import ROOT, engine_of, login, run_sql, upgrade, use, variables
 from kit import client, content, keys
 
 from helios.mirrors import Place, Relay, check
@@ -193,6 +193,23 @@ def test_an_error_between_the_steps_is_a_line_too(here, verify, monkeypatch):
     status, lines = verify()
     assert (1, ["between steps"]) == (status, [name for name, line in lines.items() if not line["ok"]])
     assert "broken" == lines["between steps"]["found"]
+
+
+def test_no_superuser_is_needed(database, valkey, verify, monkeypatch):
+    """A login that may make roles and a schema migrates and undoes, one that only writes does the pipeline."""
+    may = (f"GRANT CREATE ON DATABASE {database.database} TO {{login}}",)
+    deploy = login(database, "deploy", *may, options="CREATEROLE")
+    upgrade(deploy)
+    bot = login(database, "bot", f"GRANT {database.database}_helios_trading_writer TO {{login}}")
+    with engine_of(deploy).begin() as connection:
+        environment.mark(connection, "helios_trading", "test")
+    use(monkeypatch, bot, REDIS_URL=valkey.render_as_string(hide_password=False))
+    monkeypatch.setenv("DATABASE_MIGRATION_URL", deploy.render_as_string(hide_password=False))
+    before = content(database)
+    status, lines = verify("--fail-at", "orders")
+    assert (1, ["orders"]) == (status, [name for name, line in lines.items() if not line["ok"]])
+    assert f"migrated through postgresql://{deploy.username}@" in lines["configuration"]["found"]
+    assert before == content(database)
 
 
 def test_production_is_refused(upgraded, valkey, verify, monkeypatch):
