@@ -91,8 +91,7 @@ class Report:
             yield evidence
             self.fail_where_asked(name)
         except BaseException as error:
-            said = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
-            self.tell(Line(name, ok=False, found=self.hidden(said), seconds=time.monotonic() - began))
+            self.tell(Line(name, ok=False, found=self.said(error), seconds=time.monotonic() - began))
             raise
         self.tell(Line(name, ok=True, found="; ".join(evidence), seconds=time.monotonic() - began))
 
@@ -101,11 +100,17 @@ class Report:
         if name == self.fail_at:
             raise PlannedFailureError("failed on purpose, as --fail-at asked")
 
-    def hidden(self, said: str) -> str:
-        """Take one line of a message, without any password that the settings hold."""
+    def said(self, error: BaseException) -> str:
+        """Take one line of what an error says, without any password that the settings hold."""
+        said = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
         for url in (self.settings.database_url, self.settings.migration_url, self.settings.redis_url):
             said = db.hide(said, url) if url is not None else said
         return said.strip().partition("\n")[0]
+
+    def tell_unless_told(self, error: BaseException) -> None:
+        """Tell an error that came between the steps."""
+        if self.good:
+            self.tell(Line("between steps", ok=False, found=self.said(error), seconds=0.0))
 
     def tell(self, line: Line) -> None:
         """Note a step, and print it for people."""
@@ -136,12 +141,11 @@ def main() -> int:
     report = Report(subject.settings, as_json=options.json, colours=colours, fail_at=options.fail_at)
     try:
         verify(subject, report)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        report.tell_unless_told(error)
         return 130
     except Exception as error:  # noqa: BLE001 - whatever it was, a line tells it
-        if report.good:
-            said = report.hidden(str(error) or type(error).__name__)
-            report.tell(Line("between steps", ok=False, found=said, seconds=0.0))
+        report.tell_unless_told(error)
     finally:
         report.end()
     return 0 if report.good else 1
@@ -177,6 +181,9 @@ def verify(subject: Subject, report: Report) -> None:
             if not before.mirrored:
                 run.redis.set(UNMIRRORED, "1")
             pipeline(Scene(run, made), report)
+        except BaseException as error:
+            report.tell_unless_told(error)
+            raise
         finally:
             clean(run, report)
             prove(subject, report, before)

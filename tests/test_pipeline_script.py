@@ -89,6 +89,7 @@ def test_an_interrupted_run_cleans_up(env):
     process.send_signal(signal.SIGINT)
     said, talk = process.communicate(timeout=60)
     assert 130 == process.returncode, said + talk
+    assert 1 == sum(line.startswith("FAILED") and "Ctrl-C" in line for line in said.splitlines())
     assert [["ok", each] for each in PROOFS] == [line.split()[:2] for line in said.splitlines()[-len(PROOFS) :]]
     assert "" == talk
 
@@ -193,6 +194,18 @@ def test_an_error_between_the_steps_is_a_line_too(here, verify, monkeypatch):
     status, lines = verify()
     assert (1, ["between steps"]) == (status, [name for name, line in lines.items() if not line["ok"]])
     assert "broken" == lines["between steps"]["found"]
+
+
+def test_ctrl_c_between_the_steps_is_told(here, verify, monkeypatch):
+    """Wherever it comes, what is printed for programs says that not all of it held."""
+
+    def interrupted(_run, _made):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(test_data_pipeline, "Scene", interrupted)
+    status, lines = verify()
+    assert (130, "Ctrl-C") == (status, lines["between steps"]["found"])
+    assert ["between steps", *PROOFS] == list(lines)[-6:]
 
 
 def test_no_superuser_is_needed(database, valkey, verify, monkeypatch):
