@@ -135,6 +135,42 @@ def test_mirrors_that_were_there_follow_and_stay(here, verify, valkey):
     assert before
 
 
+def test_a_mirror_that_differs_is_found(here, verify, valkey, monkeypatch):
+    """A key that no longer shows its row fails the proof of the mirrors."""
+    place = Place(str(here.database), "helios_trading")
+
+    def broken(_scene):
+        with client(valkey) as there:
+            there.set(place.key("ticker", "binance", "spot", "BTCUSDT"), "{}")
+        return []
+
+    monkeypatch.setitem(pipeline_steps.STEPS, "schema", broken)
+    with client(valkey) as there:
+        relay = Relay(engine_of(here), there)
+        relay.drain()
+        relay.close()
+        status, lines = verify("--fail-at", "schema")
+        there.delete(*there.scan_iter(place.pattern))
+    assert (1, ["schema", "mirrors"]) == (status, [name for name, line in lines.items() if not line["ok"]])
+    assert "1 mirrors differ" in lines["mirrors"]["found"]
+
+
+def test_a_clean_up_that_fails_is_told_and_proved_all_the_same(here, verify, monkeypatch):
+    """What the kit could not undo is the line of the clean-up; the proofs say what is there."""
+    end = test_data_pipeline.Run.end
+
+    def failing(run):
+        end(run)
+        run.failures.append("a row stayed")
+
+    monkeypatch.setattr(test_data_pipeline.Run, "end", failing)
+    status, lines = verify("--fail-at", "schema")
+    assert 1 == status
+    assert ["schema", "clean-up"] == [name for name, line in lines.items() if not line["ok"]]
+    assert PROOFS == list(lines)[-len(PROOFS) :]
+    assert "a row stayed" == lines["clean-up"]["found"]
+
+
 def test_what_is_left_is_found(here, verify, valkey, monkeypatch):
     """What somebody writes past the log, as a broken clean-up would leave it, fails each proof that concerns it."""
 
