@@ -1,11 +1,14 @@
 """The README: what it shows runs, and what it names is there."""
 
+import ast
+import inspect
 import os
 import re
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from installation import ROOT, admin, ask, engine_of, libpq, rows, run_sql, upgrade, variables
@@ -96,6 +99,38 @@ def test_a_dump_is_restored_as_it_tells(upgraded, database, valkey, programs, tm
         names = list(there.scan_iter(Place(str(database.database), "helios_trading").pattern))
         assert names
         there.delete(*names)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_what_its_python_names_is_there(number):
+    """Every block is Python; what it imports of Helios can be imported, what it calls takes the options it is given."""
+    tree = compile(blocks("python")[number], "README.md", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    known = {}
+    for each in ast.walk(tree):
+        if isinstance(each, ast.ImportFrom) and str(each.module).startswith("helios"):
+            exec(compile(ast.Module([each], []), "README.md", "exec"), known)  # noqa: S102 - an import of the README's
+    for each in ast.walk(tree):
+        if isinstance(each, ast.Assign) and isinstance(each.value, ast.Call) and isinstance(each.targets[0], ast.Name):
+            called = resolved(each.value.func, known)
+            known[each.targets[0].id] = called if inspect.isclass(called) else returned(called)
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and (called := resolved(call.func, known)) is not None:
+            names = [each.arg for each in call.keywords if each.arg]
+            inspect.signature(called).bind_partial(*call.args, **dict.fromkeys(names))
+
+
+def returned(called: object) -> object | None:
+    """Find the class of what a function gives."""
+    return get_type_hints(called).get("return") if inspect.isfunction(called) else None
+
+
+def resolved(node: ast.expr, known: dict[str, object]) -> object | None:
+    """Find what a name stands for; None where the block made it itself."""
+    if isinstance(node, ast.Name):
+        return known.get(node.id)
+    if isinstance(node, ast.Attribute) and (owner := resolved(node.value, known)) is not None:
+        return getattr(owner, node.attr)
+    return None
 
 
 def test_every_proof_it_names_is_a_test():
