@@ -182,16 +182,22 @@ def test_what_is_left_is_found(here, verify, valkey, monkeypatch):
                 """INSERT INTO helios_trading.instruments (exchange, market, symbol)
                    VALUES ('kit', 'spot', 'TESTLEFTUSDT')""",
                 "CREATE TABLE public.left_behind (id integer)",
+                "INSERT INTO public.older VALUES (1)",
             )
         with client(valkey) as there:
             there.set("test:left", "1")
         return []
 
+    run_sql(here, "CREATE TABLE public.older (id integer)")
     monkeypatch.setitem(pipeline_steps.STEPS, "schema", broken)
     try:
         status, lines = verify("--fail-at", "schema")
     finally:
-        run_sql(here, "DELETE FROM helios_trading.instruments WHERE exchange = 'kit'", "DROP TABLE public.left_behind")
+        run_sql(
+            here,
+            "DELETE FROM helios_trading.instruments WHERE exchange = 'kit'",
+            "DROP TABLE public.left_behind, public.older",
+        )
         with client(valkey) as there:
             there.delete("test:left")
     assert 1 == status
@@ -199,7 +205,9 @@ def test_what_is_left_is_found(here, verify, valkey, monkeypatch):
     assert "helios_trading.instruments" in lines["digest"]["found"]
     assert "0:test:left" in lines["digest"]["found"]
     assert "TESTLEFTUSDT" in lines["orphans"]["found"]
-    assert "table public.left_behind" in lines["public"]["found"]
+    assert {"public.older", "table public.left_behind"} <= set(
+        lines["public"]["found"].split(": ")[1].split("; ")[0].split(", ")
+    )
 
 
 @pytest.mark.parametrize(
