@@ -1,5 +1,6 @@
 # make demo    a fresh clone to klines in a schema of their own
 # make test    a fresh clone to a green suite (WORKERS=... processes, each with servers of its own; TESTS=... for pytest)
+# make verify  a fresh clone to the verification run: the whole pipeline once, then nothing of it left (VERIFY=--json)
 # make check   types, lint, layers
 # make bench   loading, queries, mirrors and the undo log beside their peers: tables, and JSON in bench.json (FILES=...)
 # make chaos   the long runs: servers, migrations, loads, mirrors and test runs killed again and again
@@ -8,6 +9,7 @@
 # Needs Python 3.11 or newer with its venv module, and make; PYTHON=... chooses another Python.
 
 FILES ?=
+VERIFY ?=
 KILLS ?= 50
 LOADS ?= 200
 RUNS ?= 500
@@ -18,13 +20,16 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 	"$$each" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$each" && break; done)
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check bench chaos clean
+.PHONY: demo test verify check bench chaos clean
 
 demo: .venv/installed
 	@.venv/bin/python scripts/demo.py $(FILES)
 
 test: .venv/developing
 	@.venv/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+
+verify: .venv/installed
+	@.venv/bin/python scripts/test_data_pipeline.py $(VERIFY)
 
 check: .venv/developing
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

@@ -10,13 +10,15 @@ from pathlib import Path
 import click
 import make_klines
 import pytest
-from installation import COPIED, ROOT, Run, login, made, run_sql, start, upgrade, use, variables
+from installation import COPIED, HEAD, REVISIONS, ROOT, Run, login, made, run_sql, start, upgrade, use, variables
 from sqlalchemy import URL
 
 from helios import cli, db
 from helios.cli import doctor
 from helios.cli.output import readable
 from helios.settings import Settings
+from helios.testing.run import Run as TrialRun
+from helios.testing.subject import subject_of
 
 MONTH = make_klines.datetime(2025, 1, 1, tzinfo=make_klines.UTC)
 
@@ -267,31 +269,99 @@ def test_a_healthy_installation_is_told_so(helios, healthy):
     }
 
 
-BROKEN = {
-    "revision": "DELETE FROM helios_trading.alembic_version",
-    "grants": "GRANT SELECT ON helios_trading.orders TO PUBLIC",
-    "environment": "COMMENT ON SCHEMA helios_trading IS NULL",
-    "instruments": """INSERT INTO helios_trading.klines
-        (instrument_id, interval, open_time, open, high, low, close, volume)
-        VALUES (7, '1h', '2025-01-01T00:00Z', 1, 1, 1, 1, 0)""",
-    "positions": """
-        INSERT INTO helios_trading.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'BTCUSDT');
+BROKEN = {  # what breaks a check, and what it says then
+    "revision": (
+        "UPDATE helios_trading.alembic_version SET version_num = '9999'",
+        "'9999', which this version of Helios",
+    ),
+    "grants": ("GRANT SELECT ON helios_trading.orders TO PUBLIC", "REVOKE"),
+    "grants lacking": ('REVOKE SELECT ON helios_trading.orders FROM "DATABASE_helios_trading_reader"', "GRANT SELECT"),
+    "environment": ("COMMENT ON SCHEMA helios_trading IS NULL", "production"),
+    "instruments": (
+        """INSERT INTO helios_trading.klines (instrument_id, interval, open_time, open, high, low, close, volume)
+           VALUES (7, '1h', '2025-01-01T00:00Z', 1, 1, 1, 1, 0)""",
+        "no instrument for 1h of instrument 7",
+    ),
+    "positions": (
+        """INSERT INTO helios_trading.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'BTCUSDT');
         INSERT INTO helios_trading.accounts (exchange, name, market) VALUES ('binance', 'main', 'spot');
         INSERT INTO helios_trading.positions (account_id, instrument_id, position_side, quantity, event_at)
         SELECT a.id, i.id, 'BOTH', 1, now() FROM helios_trading.accounts AS a, helios_trading.instruments AS i""",
-    "roles": """CREATE SCHEMA other; GRANT USAGE ON SCHEMA other TO "DATABASE_helios_trading_writer" """,
+        "BOTH: 1 against 0",
+    ),
+    "roles": (
+        """CREATE SCHEMA other; GRANT USAGE ON SCHEMA other TO "DATABASE_helios_trading_writer" """,
+        "helios_trading_writer has rights in schema other",
+    ),
 }
 
 
 @pytest.mark.parametrize("check", BROKEN)
 def test_each_check_finds_what_is_broken(check, helios, healthy):
     """What is wrong is found by its check, with a remedy, and the exit status is 1."""
-    run_sql(healthy, *BROKEN[check].replace("DATABASE", str(healthy.database)).replace(":00Z", r"\:00Z").split(";"))
+    statements, told = BROKEN[check]
+    run_sql(healthy, *statements.replace("DATABASE", str(healthy.database)).replace(":00Z", r"\:00Z").split(";"))
     status, said, _ = helios("doctor", "--json")
-    wrong = {each["check"]: each for each in json.loads(said) if not each["ok"]}
-    assert 1 == status
-    assert check in wrong
-    assert wrong[check]["remedy"]
+    [wrong] = [each for each in json.loads(said) if not each["ok"]]
+    assert (1, check.split()[0]) == (status, wrong["check"])
+    assert told in wrong["found"]
+    assert wrong["remedy"]
+
+
+def test_a_revision_that_is_behind_is_named(helios, healthy):
+    """One step back: the revision that is lacking, and the command that applies it."""
+    assert 0 == helios("downgrade", REVISIONS[-2].revision)[0]
+    status, said, _ = helios("doctor", "--json")
+    revision = next(each for each in json.loads(said) if each["check"] == "revision")
+    assert (1, False, "helios upgrade") == (status, revision["ok"], revision["remedy"])
+    assert f"stands at {REVISIONS[-2].revision}; lacks {HEAD}" in revision["found"]
+
+
+def test_a_database_without_a_schema_is_told_what_it_lacks(helios, database, valkey, monkeypatch):
+    """Before the first upgrade only the servers and the revision can be judged."""
+    use(monkeypatch, database, REDIS_URL=valkey.render_as_string(hide_password=False))
+    status, said, _ = helios("doctor", "--json")
+    assert [1, ("PostgreSQL", True), ("revision", False), ("Redis", True)] == [
+        status,
+        *((each["check"], each["ok"]) for each in json.loads(said)),
+    ]
+
+
+def test_what_a_dead_test_run_left_is_a_finding(helios, healthy):
+    """A run that ended without its undo is told until it is swept; then all is well."""
+    run = TrialRun.begin(subject_of())
+    run.keep()
+    run.end()
+    status, said, _ = helios("doctor", "--json")
+    [wrong] = [each for each in json.loads(said) if not each["ok"]]
+    assert (1, "leftovers", "helios sweep") == (status, wrong["check"], wrong["remedy"])
+    assert "1 test runs died" in wrong["found"]
+    helios("sweep")
+    assert 0 == helios("doctor")[0]
+
+
+def test_what_looks_like_test_data_is_counted_and_no_fault(helios, healthy):
+    """A name proves nothing: the number is told, and the exit status stays 0."""
+    run_sql(
+        healthy, "INSERT INTO helios_trading.instruments (exchange, market, symbol) VALUES ('a', 'spot', 'TESTUSDT')"
+    )
+    status, said, _ = helios("doctor", "--json")
+    found = next(each for each in json.loads(said) if each["check"] == "leftovers")
+    assert (0, True) == (status, found["ok"])
+    assert "1 rows look like test data (helios orphans)" in found["found"]
+
+
+def test_sizes_are_those_of_the_catalog(helios, healthy):
+    """Tables are counted as they are, and a partition more is one more."""
+
+    def counted():
+        found = next(each for each in json.loads(helios("doctor", "--json")[1]) if each["check"] == "size")
+        return [int(each) for each in re.search(r"in (\d+) tables, (\d+) of them", found["found"]).groups()]
+
+    [tables, partitions] = counted()
+    assert partitions > 16
+    run_sql(healthy, "SELECT helios_trading.make_kline_partition('1m', 2040)")
+    assert [tables + 1, partitions + 1] == counted()
 
 
 def test_the_partitions_of_next_year_are_missed(helios, healthy, month, monkeypatch):

@@ -61,6 +61,17 @@ def test_an_error_inside_is_undone_too(here):
             raise ZeroDivisionError
 
 
+def test_what_a_run_took_back_is_not_told_as_somebody_elses(here):
+    """The undo of the last test touches keys, which the end of the run does not take for a neighbour's change."""
+    run = Run.begin(subject_of())
+    run.enter("a test")
+    run.redis.set("kit:A", "1")
+    run.redis.set("price:BTCUSDT", "1")
+    run.leave()
+    run.end()
+    assert [] == [told for scope in run.scopes for told in scope.others]
+
+
 def test_process_and_signal_are_as_before(here):
     """Label and handler are there inside, and gone afterwards, also when nothing went wrong."""
     before = dict(os.environ), signal.getsignal(signal.SIGTERM)

@@ -192,6 +192,8 @@ class Halves:
         """
         keys = self.keys.report() if self.keys is not None else None
         changes = self.undo([run], since)
+        if self.keys is not None:
+            self.keys.begin()  # what was just taken back stands in the log no more, and would seem somebody else's
         rows = (
             self.rows.report(undo.transactions(self.connection, run, since.postgres)) if self.rows is not None else None
         )
