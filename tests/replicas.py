@@ -16,7 +16,14 @@ from chaos_mirror_servers import CHOSEN, OPTIONS, Program, owned, until
 from helios import servers
 from helios.servers.account import server_account
 
-WANTED = {**OPTIONS, "synchronous_commit": "on"}  # an acknowledged commit is one
+# An acknowledged commit is one; and a promotion does not wait for the next attempt to reach the old primary.
+WANTED = {**OPTIONS, "synchronous_commit": "on", "wal_retrieve_retry_interval": "200ms"}
+# Everything that was inserted, but for the header of a page on which nothing stands yet.
+FLUSHED = """
+    SELECT ahead = 0 OR (ahead IN (24, 40) AND pg_wal_lsn_diff(flushed, '0/0') % 8192 = 0)
+    FROM (SELECT pg_current_wal_flush_lsn() AS flushed) AS log,
+         LATERAL (SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), flushed) AS ahead) AS rest
+"""
 PORTS = (5432, 5433)
 
 
@@ -94,13 +101,16 @@ class Pair:
 
     def caught_up(self) -> None:
         """Wait until the standby has replayed what the primary has written by now."""
-        end = self.primary.ask("SELECT pg_current_wal_lsn()")
+        until(lambda: self.primary.answers(FLUSHED), "the primary's flushing")
+        end = self.primary.ask("SELECT pg_current_wal_flush_lsn()")
         until(lambda: self.standby.answers(f"SELECT pg_last_wal_replay_lsn() >= '{end}'"), "the standby's catching up")
 
     def cut(self) -> None:
         """Have the standby follow no more: from now on it lags."""
         self.standby.ask("ALTER SYSTEM SET primary_conninfo TO ''", "SELECT pg_reload_conf()")
-        until(lambda: self.standby.answers("SELECT count(*) = 0 FROM pg_stat_wal_receiver"), "the standby's being cut off")
+        until(
+            lambda: self.standby.answers("SELECT count(*) = 0 FROM pg_stat_wal_receiver"), "the standby's cutting off"
+        )
 
     def fail_over(self, how: signal.Signals = signal.SIGQUIT) -> None:
         """End the primary, and promote the standby where it stands; nobody follows it then."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SECOND = timedelta(seconds=1)
 OFTEN = 4  # times in each `max_lag` that the primary is asked, while sessions come
 ASIDE = 1.0  # seconds in which a server that failed is left alone
+# Also between two sessions: a connection that is told to write again says BEGIN READ WRITE, which a standby refuses.
+READS: dict[str, Any] = {"execution_options": {"postgresql_readonly": True}}
 SERVER = "(SELECT system_identifier FROM pg_control_system())"
 # Where nothing follows a page's header, the log ends before it: a standby has nothing to replay there.
 WRITTEN = text(f"""
@@ -127,7 +129,9 @@ class Route:
         """
         row = connection.execute(REPLAYED).one_or_none()
         now = time.monotonic()
-        if row is None:
+        if row is None:  # promoted: it answers, so that nothing else would take its connections out of the pool
+            connection.invalidate()
+            self.standby_aside_until = now + ASIDE
             return float("inf")
         proofs = (
             now - each.moment
@@ -185,19 +189,19 @@ def reading(engine: Engine) -> Connection:
 
 
 def create_read_engine(settings: Settings | None = None, **options: Any) -> Engine | None:  # noqa: ANN401 - SQLAlchemy's own options
-    """Make an engine of DATABASE_READ_URL as `create_engine` does; None where that is not set."""
+    """Make an engine of DATABASE_READ_URL as `create_engine` does, which only reads; None where that is not set."""
     settings = settings or Settings.from_environment()
     if settings.database_read_url is None:
         return None
-    return create_engine(replace(settings, database_url=settings.database_read_url), **options)
+    return create_engine(replace(settings, database_url=settings.database_read_url), **READS, **options)
 
 
 def create_async_read_engine(settings: Settings | None = None, **options: Any) -> "AsyncEngine | None":  # noqa: ANN401 - SQLAlchemy's own options
-    """Make an asynchronous engine of DATABASE_READ_URL as `create_async_engine` does; None where that is not set."""
+    """Make an asynchronous engine of DATABASE_READ_URL, which only reads; None where that is not set."""
     settings = settings or Settings.from_environment()
     if settings.database_read_url is None:
         return None
-    return create_async_engine(replace(settings, database_url=settings.database_read_url), **options)
+    return create_async_engine(replace(settings, database_url=settings.database_read_url), **READS, **options)
 
 
 def create_read_session_factory(
