@@ -1,6 +1,7 @@
 """What services do, through pgbouncer in transaction mode; and who says that a direct connection is needed."""
 
 import asyncio
+import os
 import signal
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -289,19 +290,19 @@ def test_migrations_say_so(kind, migrated, helios, monkeypatch, request):
     assert 0 == helios("upgrade")[0]
 
 
-def test_the_relay_says_so(url, migrated, valkey, monkeypatch):
+def test_the_relay_says_so(url, migrated, valkey, helios, monkeypatch):
     """The relay of a pooler's address takes DATABASE_MIGRATION_URL, else says what is lacking; so do followers."""
     monkeypatch.setenv("REDIS_URL", valkey.render_as_string(hide_password=False))
     with pytest.raises(PoolerError, match=NAMED):
         mirrors.Relay(db.create_engine(), db.create_redis()).step()
     with pytest.raises(PoolerError, match=NAMED):
         mirrors.follow(db.create_session_factory(db.create_engine()))
-    env = variables(url, REDIS_URL=valkey.render_as_string(hide_password=False))
-    _, talk = finish(start("helios.cli", "mirror", "run", env=env), expected=1)
-    assert "relays of the mirrors, of which one leads at a time, need a direct connection" in talk
-    env["DATABASE_MIGRATION_URL"] = migrated.render_as_string(hide_password=False)
-    finish(start("helios.cli", "mirror", "rebuild", "--take-over", env=env))
-    running = start("helios.cli", "mirror", "run", env=env)
+    status, _, talk = helios("mirror", "run")
+    assert 1 == status
+    assert "relays of the mirrors, of which one leads at a time, need a direct connection" in " ".join(talk.split())
+    monkeypatch.setenv("DATABASE_MIGRATION_URL", migrated.render_as_string(hide_password=False))
+    assert 0 == helios("mirror", "rebuild", "--take-over")[0]
+    running = start("helios.cli", "mirror", "run", env=dict(os.environ))
     led = """SELECT count(*) > 0 FROM pg_stat_activity
              WHERE datname = current_database() AND query LIKE '%mirror_points%' AND pid <> pg_backend_pid()"""
     until(lambda: ask(migrated, led))
@@ -310,9 +311,10 @@ def test_the_relay_says_so(url, migrated, valkey, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["pooler", "lenient"])
-def test_the_undo_log_says_so(kind, kept_database, monkeypatch, request):
+def test_the_undo_log_says_so(kind, kept_database, valkey, monkeypatch, request):
     """Without a direct connection, and where only the tests' own connections would lose their label."""
-    use(monkeypatch, through(kept_database, request.getfixturevalue(kind)))
+    redis_url = valkey.render_as_string(hide_password=False)
+    use(monkeypatch, through(kept_database, request.getfixturevalue(kind)), REDIS_URL=redis_url)
     with pytest.raises(PoolerError, match=r"undo log of test runs.*DATABASE_MIGRATION_URL"):
         with tracked():
             pass
