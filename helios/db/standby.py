@@ -85,17 +85,30 @@ class Route:
         """Begin a transaction on the standby; None where it does not answer, or cannot be proved to be fresh."""
         if self.standby is None or time.monotonic() < self.standby_aside_until:
             return None
-        self.ask_primary_if_due()
-        connection: Connection | None = None
         try:
             connection = reading(self.standby)
-            if self.max_lag is None or self.age(connection) <= self.max_lag:
-                return connection
         except DBAPIError as error:
             self.leave_aside(error)
-        if connection is not None:
+            return None
+        try:
+            if self.is_fresh(connection):
+                return connection
+        except BaseException:
             connection.close()
+            raise
+        connection.close()
         return None
+
+    def is_fresh(self, connection: Connection) -> bool:
+        """Tell whether a standby is fresh enough; one that fails meanwhile is not."""
+        if self.max_lag is None:
+            return True
+        self.ask_primary_if_due(self.max_lag)  # connected before: that may take long, and a proof grows old
+        try:
+            return self.age(connection) <= self.max_lag
+        except DBAPIError as error:
+            self.leave_aside(error)
+            return False
 
     def leave_aside(self, error: DBAPIError) -> None:
         """Ask a standby that is gone no more for a moment: to wait for it would cost more than the primary does."""
@@ -103,15 +116,15 @@ class Route:
             raise error
         self.standby_aside_until = time.monotonic() + ASIDE
 
-    def ask_primary_if_due(self) -> None:
+    def ask_primary_if_due(self, max_lag: float) -> None:
         """Ask the primary where its log ends; one that does not answer proves nothing, and what was proved still holds.
 
         No lock is held: two sessions that ask at once do no harm, and an asynchronous one may wait here for another.
         """
         began = time.monotonic()
-        if self.max_lag is None or began < self.primary_aside_until:
+        if began < self.primary_aside_until:
             return
-        if self.positions and began - self.positions[-1].moment < self.max_lag / OFTEN:
+        if self.positions and began - self.positions[-1].moment < max_lag / OFTEN:
             return
         try:
             with self.primary.connect() as connection:
