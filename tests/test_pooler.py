@@ -15,8 +15,9 @@ import psycopg2
 import pytest
 from installation import ask, finish, libpq, rows, run_sql, start, use, variables
 from pooling import bouncer, needs_pgbouncer, through
+from replicas import pair
 from server_user import until
-from sqlalchemy import select, text
+from sqlalchemy import URL, select, text
 from sqlalchemy.exc import DBAPIError
 
 from helios import db, mirrors, queries, schema
@@ -166,6 +167,36 @@ def test_work_is_repeated(engine, migrated, counted):
 
     db.with_retries(db.create_session_factory(engine), work)
     assert (2, 1) == (len(tries), ask(migrated, f"SELECT n FROM {counted}"))
+
+
+async def test_a_restart_below_the_pooler(monkeypatch):
+    """PostgreSQL crashes in the middle of work and comes back; sync and async services go on, nothing is doubled."""
+    with pair() as servers:
+        servers.primary.ask("CREATE TABLE placed (id integer PRIMARY KEY)")
+        with bouncer(str(servers.sockets), ["helios"], more="server_login_retry = 1") as sockets:
+            use(monkeypatch, URL.create("postgresql", "helios", database="helios", query={"host": sockets}))
+            engine, async_engine = db.create_engine(), db.create_async_engine()
+            factory, async_factory = db.create_session_factory(engine), db.create_async_session_factory(async_engine)
+            tries = []
+
+            def work(session):
+                session.execute(text("INSERT INTO placed VALUES (1)"))
+                tries.append(1)
+                if len(tries) == 1:
+                    servers.primary.end(signal.SIGQUIT)
+                    servers.primary.start()
+                session.execute(select(1))
+
+            async def place(session):
+                await session.execute(text("INSERT INTO placed VALUES (2)"))
+
+            async with async_factory.begin() as session:  # so that there is a connection that dies
+                await session.execute(select(1))
+            db.with_retries(factory, work)
+            await db.with_async_retries(async_factory, place)
+            assert (2, 2) == (len(tries), servers.primary.ask("SELECT count(*) FROM placed"))
+            engine.dispose()
+            await async_engine.dispose()
 
 
 def test_reading_sessions_write_nothing_and_leave_nothing(engine, counted):

@@ -4,11 +4,11 @@ PostgreSQL tells each new session the number of its server process, to cancel by
 client yet and makes a number up, so the two differ; what merely forwards bytes changes nothing, and is no pooler.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import psycopg2
 from sqlalchemy import URL, Engine, event
+from sqlalchemy.engine.interfaces import Dialect
 
 from helios.errors import PoolerError
 from helios.settings import masked
@@ -50,22 +50,12 @@ def stay_direct(engine: Engine, what: str) -> None:
     """Have an engine on psycopg2 refuse to connect through a pooler."""
 
     @event.listens_for(engine, "do_connect")
-    def connect_directly(_dialect: object, _record: object, positional: Any, named: dict[str, Any]) -> Any:  # noqa: ANN401 - a driver's arguments and connection
-        connection = directly(lambda: psycopg2.connect(*positional, **named), engine.url, what)
+    def connect_directly(dialect: Dialect, _record: object, positional: Any, named: dict[str, Any]) -> Any:  # noqa: ANN401 - a driver's arguments and connection
+        try:
+            connection = dialect.connect(*positional, **named)
+        except psycopg2.OperationalError as error:
+            if REFUSED in str(error):
+                raise PoolerError(told(engine.url, what)) from None
+            raise
         refuse_pooler(connection, engine.url, what)
         return connection
-
-
-def directly(connect: Callable[[], Any], url: URL, what: str) -> Any:  # noqa: ANN401 - a driver's connection
-    """Connect; a pooler that refuses a session's state shows itself by that.
-
-    Raises:
-        PoolerError: one does.
-
-    """
-    try:
-        return connect()
-    except psycopg2.OperationalError as error:
-        if REFUSED in str(error):
-            raise PoolerError(told(url, what)) from None
-        raise

@@ -40,7 +40,8 @@ def with_retries(
     """Do work in a transaction, commit it, and do all of it anew, in a new session, where that is safe.
 
     Repeated are serialization failures, deadlocks, and connections that were lost, could not be made, or lead to a
-    primary that is a standby now, before the commit was sent. Everything else is raised as it is.
+    primary that is a standby now, before the commit was sent. Everything else is raised as it is, but for a wrong
+    password, which nothing tells from a server that is down.
 
     Args:
         factory: makes the sessions.
