@@ -31,7 +31,7 @@ from chaos_failover_services import (
     place_asynchronously,
     read_again_and_again,
 )
-from chaos_mirror_servers import Valkey
+from chaos_mirror_servers import Valkey, until
 from chaos_mirrors import relay
 from replicas import Pair, pair
 
@@ -40,6 +40,8 @@ from helios import db, mirrors, schema
 SERVICES = (place_again_and_again, place_again_and_again, look_before_placing_again, place_asynchronously)
 ACCOUNTS = 3  # so that two services share one
 PATIENCE = 60.0
+RELOAD = "SELECT pg_reload_conf()"
+WAITING = "SELECT count(*) > 2 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 SOME = 20  # orders after which services are at work
 NEW = "SELECT array_agg(client_order_id) FROM helios_trading.orders WHERE status = 'NEW'"
 UNSPENT = "SELECT count(*) + (SELECT sum(free) FROM helios_trading.balances) FROM helios_trading.orders"
@@ -100,25 +102,42 @@ class Scene:
         """End the primary, and promote its standby."""
         self.servers.fail_over(self.chance.choice((signal.SIGQUIT, signal.SIGINT)))
 
-    def connections_ended(self) -> None:
+    def crashed_amid_commits(self) -> None:
+        """End the primary while commits that count already wait to be acknowledged."""
+        self.servers.primary.ask("ALTER SYSTEM SET synchronous_standby_names TO 'nobody'", RELOAD)
+        until(lambda: self.servers.primary.answers(WAITING), "commits that wait")
+        self.servers.primary.end(signal.SIGQUIT)
+        self.servers.primary.start()
+        self.servers.primary.ask("ALTER SYSTEM SET synchronous_standby_names TO '*'", RELOAD)
+
+    def failed_over_amid_commits(self) -> None:
+        """End the primary while commits wait of which the standby has not heard, and promote that."""
+        self.servers.cut()
+        time.sleep(0.1)  # without a synchronous standby commits would go on, and be lost
+        self.servers.fail_over()
+
+    def end_connections(self) -> None:
         """End every connection of the services."""
         self.servers.primary.ask(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'helios'"
         )
+        self.done["connections ended before"] += 1
 
     def round(self) -> list[str]:
         """Let the services work through one accident; says what went wrong."""
         self.begin()
         self.wait_for_orders(time.monotonic())
         time.sleep(self.chance.uniform(0, 0.2))
-        what = self.chance.choices(list(EVENTS), list(EVENTS.values()))[0]
+        if self.chance.random() < 0.3:
+            self.end_connections()
+        what = self.chance.choice(EVENTS)
         began = time.monotonic()
         getattr(self, what)()
         self.done[what] += 1
         self.wait_for_orders(time.monotonic())
         wrong = self.end()
         said = self.said()
-        if what == "failed_over":
+        if what.startswith("failed_over"):
             self.servers.follow(synchronous=True)
         self.silences.setdefault(what, []).append(longest_silence(said, began))
         wrong += self.lost_or_doubled(said) + self.stale(said) + self.unlike()
@@ -175,7 +194,7 @@ class Scene:
             checking.close()
 
 
-EVENTS = {"restarted": 2, "crashed": 3, "failed_over": 4, "connections_ended": 1}
+EVENTS = ["restarted", "crashed", "crashed_amid_commits", "failed_over", "failed_over_amid_commits"]
 
 
 def longest_silence(said: list[Line], since: float) -> float:

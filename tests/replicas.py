@@ -113,7 +113,7 @@ class Pair:
         )
 
     def fail_over(self, how: signal.Signals = signal.SIGQUIT) -> None:
-        """End the primary, and promote the standby where it stands; nobody follows it then."""
+        """End the primary unless it has ended, and promote the standby where it stands; nobody follows it then."""
         self.primary.end(how)
         self.standby.ask("ALTER SYSTEM SET synchronous_standby_names TO ''", "SELECT pg_reload_conf()")
         self.standby.ask("SELECT pg_promote()")
