@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, Executable, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 SECOND = timedelta(seconds=1)
 OFTEN = 4  # times in each `max_lag` that the primary is asked, while sessions come
 ASIDE = 1.0  # seconds in which a server that failed is left alone
-# Also between two sessions: a connection that is told to write again says BEGIN READ WRITE, which a standby refuses.
+# Of the standby's engine as a whole; of the primary's only this transaction: a connection of which that is taken back
+# says BEGIN READ WRITE from then on, which a server refuses that a pooler has put in the primary's place.
+ONLY_READS = text("SET TRANSACTION READ ONLY")
 READS: dict[str, Any] = {"execution_options": {"postgresql_readonly": True}}
 SERVER = "(SELECT system_identifier FROM pg_control_system())"
 # Where nothing follows a page's header, the log ends before it: a standby has nothing to replay there.
@@ -79,14 +81,14 @@ class Route:
 
     def connect(self) -> Connection:
         """Begin a transaction that only reads, on the standby where it is fresh enough, else on the primary."""
-        return self.fresh_standby() or reading(self.primary)
+        return self.fresh_standby() or begun(self.primary, ONLY_READS)
 
     def fresh_standby(self) -> Connection | None:
         """Begin a transaction on the standby; None where it does not answer, or cannot be proved to be fresh."""
         if self.standby is None or time.monotonic() < self.standby_aside_until:
             return None
         try:
-            connection = reading(self.standby)
+            connection = begun(self.standby)
         except DBAPIError as error:
             self.leave_aside(error)
             return None
@@ -190,11 +192,13 @@ def give_back_connection(session: ReadSession, transaction: SessionTransaction) 
         session.give_back()
 
 
-def reading(engine: Engine) -> Connection:
-    """Connect, and begin a transaction that only reads; the BEGIN says so, no session does."""
-    connection = engine.connect().execution_options(postgresql_readonly=True)
+def begun(engine: Engine, *statements: Executable) -> Connection:
+    """Connect, and begin a transaction with some statements."""
+    connection = engine.connect()
     try:
         connection.begin()
+        for each in statements:
+            connection.execute(each)
     except BaseException:
         connection.close()
         raise
