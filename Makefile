@@ -3,7 +3,7 @@
 # make verify  a fresh clone to the verification run: the whole pipeline once, then nothing of it left (VERIFY=--json)
 # make check   types, lint, layers
 # make bench   loading, queries, mirrors and the undo log beside their peers: tables, and JSON in bench.json (FILES=...)
-# make chaos   the long runs: servers, migrations, loads, mirrors and test runs killed again and again
+# make chaos   the long runs: servers, migrations, loads, mirrors, test runs and trading services killed again and again
 # make clean   remove what these made
 #
 # Needs Python 3.11 or newer with its venv module, and make; PYTHON=... chooses another Python.
@@ -41,6 +41,7 @@ chaos: .venv/developing
 	@.venv/bin/python tests/chaos_undo.py $(RUNS)
 	@.venv/bin/python tests/chaos_undo_log.py $(RUNS)
 	@PYTHONPATH=scripts .venv/bin/python tests/chaos_mirrors.py $(ROUNDS)
+	@PYTHONPATH=scripts .venv/bin/python tests/chaos_failover.py $(ROUNDS)
 
 bench: .venv/benchmarking
 	@.venv/bin/python -m benchmarks $(BENCH) $(FILES)

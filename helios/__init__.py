@@ -8,7 +8,7 @@ The map, from the top; a module imports only what stands below it:
     adopting                       beside them: an older installation out of `public` into the tables
     quality                        how well we heard: facts, scores, alerts, for all that write
     queries                        the questions a trader asks of the tables
-    db                             engines, sessions and Redis clients made from the settings
+    db                             engines, sessions and Redis clients made from the settings; standby, pooler, retries
     models | schema | servers      the tables; schema, grants, marker, migrations; the embedded servers
     settings                       what the environment says
     errors                         every failure, as one sentence

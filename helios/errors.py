@@ -27,6 +27,14 @@ class UnreachableError(HeliosError):
     """A configured PostgreSQL or Redis does not answer; its password is never part of the message."""
 
 
+class PoolerError(HeliosError):
+    """A pooler stands where a session of one's own is needed; nothing was done."""
+
+
+class UncertainError(HeliosError):
+    """The connection was lost during a commit: whether it counts is not known, and nothing was repeated."""
+
+
 class RightsError(HeliosError):
     """The connected role lacks a right; the message holds the SQL that grants it."""
 

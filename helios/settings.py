@@ -134,6 +134,7 @@ class Settings:
 
     database_url: URL | None = setting("DATABASE_URL", postgres_url)
     database_migration_url: URL | None = setting("DATABASE_MIGRATION_URL", postgres_url)
+    database_read_url: URL | None = setting("DATABASE_READ_URL", postgres_url)
     database_schema: str = setting("DATABASE_SCHEMA", schema_name, "helios_trading", empty=True)
     database_role_prefix: str | None = setting("DATABASE_ROLE_PREFIX", plain_name)
     database_sslmode: str | None = setting("DATABASE_SSLMODE", str)

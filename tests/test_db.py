@@ -61,7 +61,7 @@ async def test_an_asynchronous_session_does_the_same(settings):
 
 def test_an_asynchronous_engine_without_its_extra_says_what_to_install(settings, monkeypatch):
     """One sentence with the extra's name, rather than an ImportError from the depths."""
-    monkeypatch.setattr(db, "find_spec", lambda _: None)
+    monkeypatch.setattr(db.engines, "find_spec", lambda _: None)
     with pytest.raises(HeliosError, match=r"helios\[async\]"):
         db.create_async_engine(settings)
 

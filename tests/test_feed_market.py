@@ -70,6 +70,23 @@ def test_instruments(pooled, feed, symbol) -> None:
     )
 
 
+def test_a_lost_connection_is_overcome(pooled, owner, feed, symbol) -> None:
+    """The server ends the connection in the middle of a message; what it says is in the tables, once."""
+    feed.take(exchange.ticker_stream(symbol, "1"))
+    ended: list[int] = []
+
+    def end(connection: Any, *_: Any) -> None:
+        if not ended:
+            ended.append(connection.connection.driver_connection.info.backend_pid)
+            with owner.begin() as other:
+                other.execute(text(f"SELECT pg_terminate_backend({ended[0]})"))
+
+    event.listen(pooled, "before_cursor_execute", end)
+    assert 1 == feed.take(exchange.ticker_stream(symbol, "2", 5)).tickers
+    event.remove(pooled, "before_cursor_execute", end)
+    assert Decimal(2) == ticker_of(pooled, symbol).last_price
+
+
 def test_a_burst_of_tickers_is_one_statement(pooled, feed, symbol) -> None:
     """Of a burst the newest of each instrument is written, all in one statement."""
     other = f"{symbol}2"

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 VALUES = {
     "DATABASE_URL": ("postgres://u@h/d", URL.create("postgresql+psycopg2", "u", host="h", database="d")),
     "DATABASE_MIGRATION_URL": ("postgresql://o@h/d", URL.create("postgresql+psycopg2", "o", host="h", database="d")),
+    "DATABASE_READ_URL": ("postgresql://r@s/d", URL.create("postgresql+psycopg2", "r", host="s", database="d")),
     "DATABASE_SCHEMA": ("trading_2", "trading_2"),
     "DATABASE_ROLE_PREFIX": ("desk", "desk"),
     "DATABASE_SSLMODE": ("verify-full", "verify-full"),

@@ -32,6 +32,7 @@ def mirror() -> None:
 @contextmanager
 def reaching(settings: Settings) -> Iterator[tuple[Engine, Redis]]:
     """Give both servers; a failure to reach one is a sentence without its password."""
+    settings = db.direct_settings(settings, mirrors.NEEDS)
     engine, client = db.create_engine(settings), db.create_redis(settings)
     try:
         with db.reaching(engine.url):
@@ -51,9 +52,10 @@ def reaching(settings: Settings) -> Iterator[tuple[Engine, Redis]]:
 def run(*, listen: bool, metrics_port: int | None) -> None:
     """Relay what changes, until SIGTERM or Ctrl-C; several may run, and one leads at a time.
 
-    What is down is waited for. DATABASE_URL's login has to be a member of the group role `relay`.
+    What is down is waited for. DATABASE_URL's login has to be a member of the group role `relay`; where that is a
+    pooler, DATABASE_MIGRATION_URL is used.
     """
-    settings = Settings.from_environment()
+    settings = db.direct_settings(Settings.from_environment(), mirrors.NEEDS)
     engine, client = db.create_engine(settings), db.create_redis(settings)
     service = mirrors.Service(mirrors.Relay(engine, client), listen=listen)
     for each in (signal.SIGTERM, signal.SIGINT):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy.exc import DBAPIError
 
+from helios.db.outages import lost
 from helios.errors import InputError
 from helios.feed.market import VanishedError
 from helios.feed.recording import Known, Recorder, Taken
@@ -94,7 +95,7 @@ class Feed:
             except (DBAPIError, VanishedError) as error:
                 self._known = Known()
                 give_up_unless_passing(error, attempt)
-                time.sleep(pause(attempt))
+                time.sleep(pause(error, attempt))
             else:
                 self._known = known
                 return taken
@@ -138,7 +139,7 @@ class AsyncFeed:
             except (DBAPIError, VanishedError) as error:
                 self._known = Known()
                 give_up_unless_passing(error, attempt)
-                await asyncio.sleep(pause(attempt))
+                await asyncio.sleep(pause(error, attempt))
             else:
                 self._known = known
                 return taken
@@ -157,8 +158,13 @@ def give_up_unless_passing(error: DBAPIError | VanishedError, attempt: int) -> N
     if code in REFUSED and isinstance(error, DBAPIError):
         said = str(error.orig).strip().partition("\n")[0]
         raise InputError(f"the tables do not take what a message says: {said}; nothing was written") from None
-    if code not in PASSING or attempt + 1 == ATTEMPTS:
+    if not (code in PASSING or gone(error)) or attempt + 1 == ATTEMPTS:
         raise error
+
+
+def gone(error: DBAPIError | VanishedError) -> bool:
+    """Tell whether the connection was lost; a commit whose answer was lost may be repeated like any other."""
+    return isinstance(error, DBAPIError) and lost(error)
 
 
 def code_of(error: DBAPIError) -> str:
@@ -168,6 +174,8 @@ def code_of(error: DBAPIError) -> str:
     return "23503" if code == "23514" and constraint is None else code  # a partition that somebody dropped
 
 
-def pause(attempt: int) -> float:
+def pause(error: DBAPIError | VanishedError, attempt: int) -> float:
     """Give the seconds to wait before another attempt; at random, so that two do not meet again."""
+    if gone(error):
+        return random.uniform(0.1, 1.0) if attempt else 0.0  # noqa: S311 - a failover takes a second or two
     return random.uniform(0, 0.005 * float(1 << attempt))  # noqa: S311 - nothing secret

@@ -41,10 +41,12 @@ from helios.mirrors.keys import Place
 from helios.mirrors.reading import Mirror, Seen
 from helios.mirrors.relay import ForeignError, Relay
 from helios.mirrors.service import Service
+from helios.mirrors.source import NEEDS
 from helios.mirrors.status import Status, metrics, status
 from helios.mirrors.store import READER_COMMANDS, RELAY_COMMANDS, LostError
 
 __all__ = [
+    "NEEDS",
     "READER_COMMANDS",
     "RELAY_COMMANDS",
     "BehindError",

@@ -16,7 +16,7 @@ from sqlalchemy.util import await_only
 from helios import db
 from helios.errors import HeliosError
 from helios.mirrors.relay import PASSING, Relay
-from helios.mirrors.source import CALL, connected
+from helios.mirrors.source import CALL, NEEDS, connected
 from helios.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,9 +42,12 @@ def follow(factory: "Factory", settings: Settings | None = None, *, wait: float 
         settings: where PostgreSQL and Redis are; the environment's, if not given.
         wait: the longest a commit waits.
 
+    Raises:
+        PoolerError: DATABASE_URL is a pooler, and there is no DATABASE_MIGRATION_URL.
+
     """
     settings = settings or Settings.from_environment()
-    relay = Relay(db.create_engine(settings), db.create_redis(settings))
+    relay = Relay(db.create_engine(db.direct_settings(settings, NEEDS)), db.create_redis(settings))
     return Follower(relay.drain, relay.close, wait).listen_to(factory)
 
 

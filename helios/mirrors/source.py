@@ -13,11 +13,13 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from helios import db
 from helios.mirrors.image import Changes
 from helios.mirrors.keys import Place
 from helios.mirrors.values import FORM, PREPARER, literal, table_name
 from helios.models.bookkeeping import mirror_outbox, mirror_points, mirror_state
 
+NEEDS = "relays of the mirrors, of which one leads at a time,"
 LONGEST_IDLE = 10  # seconds that a leader may do nothing in its transaction, stopped or stuck, before another one leads
 TOO_BIG = 1 << 20  # bytes of outbox and points that are worth the lock under which they are emptied
 NAMES = {
@@ -127,6 +129,7 @@ class Source:
         self.connection = connected(engine)
         try:
             self.connection.autocommit = True
+            db.refuse_pooler(self.connection, engine.url, NEEDS)
             database, schema, server, made_from, form = self.one(PLACE)
         except BaseException:
             self.close()

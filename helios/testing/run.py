@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine, NullPool
+from sqlalchemy import Engine, NullPool, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from helios import db, label
-from helios.errors import HeliosError
+from helios.errors import HeliosError, PoolerError
+from helios.settings import masked
 from helios.testing import undo
 from helios.testing.catalog import Catalog
 from helios.testing.halves import Mark, joined
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 WHOLE = "the run"
+LABEL = text("SELECT current_setting(:setting, true)")
 
 
 @dataclass(kw_only=True)
@@ -100,6 +102,7 @@ class Run:
         self._open.enter_context(variables(label.variables(self.id) | own))
         self.engine: Engine = db.create_engine(self.subject.settings)
         self._open.callback(self.engine.dispose)
+        refuse_unlabelled(self.engine, self.id)
         self.sessions = sessionmaker(self.engine, expire_on_commit=False)
         self.tracker.follow(self.sessions)
         self._open.callback(self.tracker.close)
@@ -198,6 +201,26 @@ class Run:
             self._redis = db.create_redis(self.subject.settings)
             self._open.callback(self._redis.close)
         return self._redis
+
+
+def refuse_unlabelled(engine: Engine, run: int) -> None:
+    """Refuse connections that lose the run's label on their way: what is written by them could not be undone.
+
+    Raises:
+        PoolerError: a pooler drops the label, or refuses it.
+        UnreachableError: the server does not answer, or lets this login not in.
+
+    """
+    try:
+        with db.reaching(engine.url), engine.connect() as connection:
+            carried = connection.scalar(LABEL, {"setting": label.SETTING})
+    except PoolerError:
+        carried = None
+    if carried != str(run):
+        raise PoolerError(
+            f"{masked(engine.url)} leads through a pooler, which drops the label of a test run: "
+            "name PostgreSQL itself in DATABASE_URL"
+        )
 
 
 @contextmanager

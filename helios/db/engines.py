@@ -1,11 +1,9 @@
-"""Engines, sessions and Redis clients, made from the settings; with nothing configured, of the embedded servers.
-
-Every statement names its schema, so no connection carries state, and a transaction-mode pooler may stand between.
-"""
+"""Engines, sessions and Redis clients, made from the settings; with nothing configured, of the embedded servers."""
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from helios import label, servers
-from helios.errors import HeliosError, RightsError, SchemaError, UnreachableError
+from helios.db.outages import code_of, leave_standbys
+from helios.db.pooler import REFUSED, pooled, stay_direct, told
+from helios.errors import HeliosError, PoolerError, RightsError, SchemaError, UnreachableError
 from helios.label import engines
 from helios.settings import SECRET_PARAMETERS, Settings, masked
 
@@ -72,6 +72,7 @@ def create_engine(settings: Settings | None = None, *, labelled: bool = True, **
     url = database_url(settings)
     arguments = {"connect_args": connect_args(settings, url)}
     engine = create_sqlalchemy_engine(url, **{**pool(settings, options), **arguments, **options})
+    leave_standbys(engine)
     if labelled:
         label.permitted_run(settings.helios_environment)
         engines.follow(engine, settings.helios_environment)
@@ -103,6 +104,7 @@ def create_async_engine(settings: Settings | None = None, **options: Any) -> "As
     # prepared statements belong to a server connection, which a transaction-mode pooler shares between clients
     arguments = {**connect_args(settings, url), "prepare_threshold": None}
     engine = create_sqlalchemy_async_engine(url, **{**pool(settings, options), "connect_args": arguments, **options})
+    leave_standbys(engine.sync_engine)
     label.permitted_run(settings.helios_environment)
     engines.follow(engine.sync_engine, settings.helios_environment)
     return engine
@@ -118,8 +120,9 @@ def create_async_session_factory(engine: "AsyncEngine") -> "async_sessionmaker[A
 def create_migration_engine(settings: Settings, role: str | None = None) -> Engine:
     """Make the engine of migrations: no pool, a short lock timeout, names looked up in the schema alone.
 
-    Revisions name no schema, so this connection does. It must reach PostgreSQL directly: a pooler would hand the state
-    of this session to others. It never carries the label of a test run: a schema is nothing to be undone.
+    Revisions name no schema, so this connection does. It reaches PostgreSQL directly, or raises a PoolerError when it
+    connects: a pooler would hand the state of this session to others. It never carries the label of a test run: a
+    schema is nothing to be undone.
 
     Args:
         settings: where to connect, which schema, how long to wait for a lock.
@@ -132,6 +135,7 @@ def create_migration_engine(settings: Settings, role: str | None = None) -> Engi
     arguments = connect_args(settings, url, state)
     arguments["application_name"] = f"{settings.database_application_name}-migrate"
     engine = create_sqlalchemy_engine(url, poolclass=NullPool, connect_args=arguments)
+    stay_direct(engine, "migrations and the undo log of test runs")
     if role is not None:
 
         @event.listens_for(engine, "connect", insert=True)
@@ -141,6 +145,28 @@ def create_migration_engine(settings: Settings, role: str | None = None) -> Engi
             connection.commit()
 
     return engine
+
+
+def direct_settings(settings: Settings, what: str) -> Settings:
+    """Give settings whose DATABASE_URL is no pooler: DATABASE_MIGRATION_URL in the place of one.
+
+    A server that does not answer is taken for no pooler; whoever needs a session of its own looks again later.
+
+    Raises:
+        PoolerError: DATABASE_URL is a pooler, and nothing else is configured.
+
+    """
+    engine = create_engine(settings, labelled=False, poolclass=NullPool)
+    try:
+        with engine.connect() as connection:
+            direct = not pooled(connection.connection.driver_connection)
+    except DBAPIError as error:
+        direct = REFUSED not in str(error.orig)
+    if direct:
+        return settings
+    if settings.database_migration_url is None:
+        raise PoolerError(told(engine.url, what))
+    return replace(settings, database_url=settings.database_migration_url)
 
 
 def create_redis(settings: Settings | None = None) -> "Redis":
@@ -230,7 +256,12 @@ def reaching(url: URL) -> Iterator[None]:
         yield
     except DBAPIError as error:
         said = hide(" ".join(str(error.orig).split()), url)
-        code = getattr(error.orig, "pgcode", None)
+        code = code_of(error.orig)
+        if REFUSED in said:
+            raise PoolerError(
+                f"{masked(url)} leads through a pooler that takes no settings of a session ({said}): unset "
+                "DATABASE_STATEMENT_TIMEOUT and PGOPTIONS, and let `ALTER ROLE ... SET statement_timeout` say it"
+            ) from None
         if code == INSUFFICIENT_PRIVILEGE:
             raise RightsError(
                 f"{said}; let this login join the group role that may, as the README tells, "
@@ -238,7 +269,7 @@ def reaching(url: URL) -> Iterator[None]:
             ) from None
         if error.connection_invalidated:
             raise UnreachableError(f"the connection to {masked(url)} was lost: {said}; run this again") from None
-        if error.statement is None and code is None:
+        if error.statement is None and not code:
             raise UnreachableError(
                 f"cannot connect to {masked(url)}: {said}; "
                 "check DATABASE_URL, and that the server runs and lets this login in"
@@ -271,7 +302,7 @@ def connect(engine: Engine) -> Iterator[Connection]:
             with engine.begin() as connection:
                 yield connection
         except DBAPIError as error:
-            if getattr(error.orig, "pgcode", None) in ABSENT:
+            if code_of(error.orig) in ABSENT:
                 missing = str(error.orig).partition("\n")[0]
                 raise SchemaError(f"{missing}: run `helios upgrade` first") from None
             raise

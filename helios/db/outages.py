@@ -1,0 +1,37 @@
+"""What an error tells about the server: whether the connection is lost, and whether the transaction counts."""
+
+from sqlalchemy import Engine, event
+from sqlalchemy.engine.interfaces import ExceptionContext
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+READ_ONLY = "25006"
+ROLLED_BACK = frozenset({"40001", "40P01"})  # serialization failure, deadlock: PostgreSQL itself says so
+# Shut down, crashed, starting or recovering; and a primary that is a standby now.
+GONE = frozenset({"57P01", "57P02", "57P03", READ_ONLY})
+CONNECTION_EXCEPTIONS = "08"
+
+
+def code_of(error: BaseException | None) -> str:
+    """Find PostgreSQL's code of a driver's error, in psycopg2 and psycopg 3; empty where it has none."""
+    return getattr(error, "pgcode", None) or getattr(error, "sqlstate", None) or ""
+
+
+def lost(error: DBAPIError) -> bool:
+    """Tell whether a connection was lost, could not be made, or leads to a server that takes no writes any longer."""
+    code = code_of(error.orig)
+    if error.connection_invalidated or code in GONE or code.startswith(CONNECTION_EXCEPTIONS):
+        return True
+    # Only an attempt to connect, or a commit that nobody answered, has neither a statement nor a code.
+    return error.statement is None and not code and isinstance(error, (OperationalError, InterfaceError))
+
+
+def leave_standbys(engine: Engine) -> None:
+    """Have an engine give up its connections to a server that has become a standby, so that it looks for the primary.
+
+    Such a server answers, so that nothing else would tell: every write would fail until the connection is old.
+    """
+
+    @event.listens_for(engine, "handle_error")
+    def note_a_standby(context: ExceptionContext) -> None:
+        if code_of(context.original_exception) == READ_ONLY and context.connection is not None:
+            context.is_disconnect = True
