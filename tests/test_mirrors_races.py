@@ -20,7 +20,7 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool
 
 from helios import mirrors
-from helios.mirrors import source, store
+from helios.mirrors import checking, source, store
 from helios.mirrors.service import Service
 from helios.settings import Settings
 
@@ -88,6 +88,31 @@ def test_a_long_transaction_that_commits_late_is_not_forgotten(scene):
     assert 2 == len(scene.outbox())
     assert scene.step()
     assert ("6", "9") == (scene.ticker()["last_price"], scene.ticker("OTHER")["last_price"])
+
+
+def test_the_audit_writes_nothing_that_its_token_does_not_stand_for(scene, monkeypatch):
+    """A price of the very moment in which a lost key is written again, and PostgreSQL loses it: Redis has none of it."""
+    entries = scene.outbox()
+    compare = checking.compare
+
+    def compare_and_commit(*arguments: object) -> object:
+        found = compare(*arguments)
+        scene.run(price(2))
+        return found
+
+    monkeypatch.setattr(checking, "compare", compare_and_commit)
+    scene.client.delete(scene.key("ticker", "binance", "spot", "BTC:USDT"))
+    assert 1 == scene.audit()
+    monkeypatch.undo()
+    # What a copy of a moment before looks like: neither the price nor its entry was ever there.
+    scene.run(
+        f"ALTER TABLE {SCHEMA}.tickers DISABLE TRIGGER USER",
+        price(1),
+        f"ALTER TABLE {SCHEMA}.tickers ENABLE TRIGGER USER",
+        f"DELETE FROM {SCHEMA}.mirror_outbox WHERE xid = (SELECT max(xid) FROM {SCHEMA}.mirror_outbox)",
+    )
+    assert entries == scene.outbox()
+    assert "1" == scene.ticker()["last_price"]
 
 
 def test_a_zombies_batch_is_refused(scene):

@@ -5,7 +5,8 @@ Evicted or deleted by hand, a key has no entry in the outbox. Readers go to Post
 
 from typing import Any
 
-from helios.mirrors import checking, image, keys
+from helios.mirrors import checking, keys
+from helios.mirrors.image import Writes
 from helios.mirrors.keys import Key
 from helios.mirrors.relay import Relay, log
 from helios.mirrors.source import Source
@@ -36,7 +37,7 @@ class Audit:
             slice_ = [store.place.key(each.table, *each.name) for each in self.next_slice(source)]
             wrong, _ = checking.compare(source, store, slice_)
             if wrong:
-                self.repair(source, store, wrong)
+                self.repair(store, wrong)
         return len(wrong)
 
     def next_slice(self, source: Source) -> list[Key]:
@@ -57,11 +58,15 @@ class Audit:
         cursor.execute(query, [after, most])
         return list(cursor.fetchall())
 
-    def repair(self, source: Source, store: Store, wrong: tuple[checking.Difference, ...]) -> None:
-        """Write what Redis should hold."""
-        names = [key for key in (store.place.parse(each.key) for each in wrong) if key]
-        with source.connection.cursor() as cursor:
-            writes = image.of_keys(cursor, store.place, names)
+    def repair(self, store: Store, wrong: tuple[checking.Difference, ...]) -> None:
+        """Write what Redis should hold, as it was compared: read anew, it might be ahead of the token it stands under.
+
+        PostgreSQL could lose such a row in that very instant, and nothing would tell that Redis still has it.
+        """
+        writes = Writes()
+        for each in wrong:
+            of = store.place.parse(each.key)
+            (writes.hashes if of and of.table in checking.HASHES else writes.texts)[each.key] = each.expected
         store.write(commands_of(writes))
         self.relay.counts.repaired += len(wrong)
         log.warning(
