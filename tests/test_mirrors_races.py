@@ -91,7 +91,7 @@ def test_a_long_transaction_that_commits_late_is_not_forgotten(scene):
 
 
 def test_the_audit_writes_nothing_that_its_token_does_not_stand_for(scene, monkeypatch):
-    """A price of the very moment in which a lost key is written again, and PostgreSQL loses it: Redis has none of it."""
+    """A price of the very moment in which a lost key is written again, and PostgreSQL loses it: not in Redis."""
     entries = scene.outbox()
     compare = checking.compare
 
@@ -124,7 +124,7 @@ def test_a_zombies_batch_is_refused(scene):
         scene.step()
         commands = [store.packed("SET", scene.key("ticker", "binance", "spot", "BTC:USDT"), old.decode())]
         with pytest.raises(mirrors.LostError, match="moved"):
-            zombie.write(commands, server="x", age=0)
+            zombie.write(commands, voucher="x", age=0)
         assert "2" == scene.ticker()["last_price"]
 
 
@@ -136,7 +136,7 @@ def test_a_zombies_heartbeat_is_refused(scene):
         scene.step()
         scene.client.delete(scene.place.heartbeat)
         with pytest.raises(mirrors.LostError):
-            zombie.write([], server="x", age=0)
+            zombie.write([], voucher="x", age=0)
         assert not scene.client.exists(scene.place.heartbeat)
     time.sleep(0.11)
     scene.step()
@@ -165,7 +165,7 @@ def test_a_relay_killed_between_redis_and_postgresql_costs_a_rebuild(scene):
 
 def test_a_stuck_leader_is_replaced(scene, monkeypatch):
     """A transaction that does nothing for long is ended by the server, and another relay leads."""
-    monkeypatch.setattr(source, "LEAD_OR_NOT", source.statement(source.LEAD.replace("{idle}", "'1s'") + " SKIP LOCKED"))
+    monkeypatch.setattr(source, "LEAD_OR_NOT", source.statement(source.LEAD, idle="'1s'", skip="SKIP LOCKED"))
     stuck, _ = scene.relay.sides()
     stuck.connection.autocommit = False
     assert stuck.one(source.LEAD_OR_NOT)
@@ -214,6 +214,29 @@ def test_a_restored_copy_on_another_server_must_be_told_to_take_over(scene, monk
     monkeypatch.undo()
     scene.relay.close()
     scene.relay.rebuild("asked for", take_over=True)
+
+
+def form_of(scene: Scene, form: str) -> str:
+    return f"UPDATE {SCHEMA}.mirror_state SET form = '{form}'"
+
+
+def test_a_relay_of_an_older_helios_gives_way(scene):
+    """Beside a newer one it writes nothing more, and does not make all anew in turns; told to, it does."""
+    scene.run(form_of(scene, "2 50"), price(2))
+    for ask in (scene.step, lambda: mirrors.check(scene.relay)):
+        with pytest.raises(mirrors.NewerError, match="end this one and run the newer version"):
+            ask()
+    assert "1" == scene.ticker()["last_price"]
+    scene.relay.rebuild("asked for")
+    assert "2" == scene.ticker()["last_price"]
+
+
+@pytest.mark.parametrize("form", ["1 50", "0 9999", ""])
+def test_mirrors_of_an_older_helios_are_made_anew(scene, form):
+    """Also by a relay that has proved both sides alike before."""
+    scene.run(form_of(scene, form), price(2))
+    assert scene.step()
+    assert ("2", 2) == (scene.ticker()["last_price"], scene.relay.counts.rebuilds)
 
 
 def test_an_emptied_redis_is_filled_again(scene):

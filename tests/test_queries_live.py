@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool
 
 from helios import mirrors
 from helios.errors import InputError, StaleError
+from helios.mirrors import values
 from helios.models import Interval, OrderStatus, Side
 from helios.queries import Candle, Live
 
@@ -316,6 +317,20 @@ def test_another_servers_mirrors_are_not_read(live, relay, reader, instrument):
     relay.step()
     relay.client.set(live.meet(reader).mirror.place.heartbeat, "1", px=60_000)
     assert not live.price(reader, instrument).mirrored
+
+
+@pytest.mark.parametrize("form", ["0 200", "2 200"])
+def test_values_of_another_form_are_not_read(relay, client, reader, instrument, account, monkeypatch, form):
+    """A Helios that writes values otherwise relays, older or newer: its values are not misread, PostgreSQL answers."""
+    with monkeypatch.context() as patch:
+        patch.setattr(values, "FORM", form)
+        relay.rebuild("by another version of Helios")
+    live = Live(client, max_lag=SECOND * 30)
+    assert not live.price(reader, instrument).mirrored
+    assert not live.klines(reader, instrument, Interval.M1, last=3).mirrored
+    assert not live.open_orders(reader, account).mirrored
+    relay.rebuild("by this one")
+    assert live.price(reader, instrument).mirrored
 
 
 def test_a_renamed_instrument_is_not_read_by_its_old_name(live, relay, migrated, reader, instrument):

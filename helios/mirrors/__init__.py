@@ -39,7 +39,7 @@ from helios.mirrors.checking import BehindError, Comparison, Difference, check
 from helios.mirrors.following import Follower, announce, follow
 from helios.mirrors.keys import Place
 from helios.mirrors.reading import Mirror, Seen
-from helios.mirrors.relay import ForeignError, Relay
+from helios.mirrors.relay import ForeignError, NewerError, Relay
 from helios.mirrors.service import Service
 from helios.mirrors.status import Status, metrics, status
 from helios.mirrors.store import READER_COMMANDS, RELAY_COMMANDS, LostError
@@ -54,6 +54,7 @@ __all__ = [
     "ForeignError",
     "LostError",
     "Mirror",
+    "NewerError",
     "Place",
     "Relay",
     "Seen",

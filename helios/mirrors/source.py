@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Engine
@@ -34,15 +34,14 @@ NAMES = {
 }
 
 
-def statement(text: str) -> str:
+def statement(text: str, **more: str) -> str:
     """Fill the tables' names in."""
-    return text.format(**NAMES)
+    return text.format(**{**NAMES, **more})
 
 
 NEWEST_POINT = "(SELECT * FROM {points} WHERE bucket = %(bucket)s ORDER BY number DESC LIMIT 1)"
 PLACE = statement("""
-    SELECT current_database()::text, {schema}, (SELECT system_identifier::text FROM pg_control_system()),
-           server::text, form
+    SELECT current_database()::text, {schema}, (SELECT system_identifier::text FROM pg_control_system())
     FROM {state} WHERE bucket = %(bucket)s
 """)
 # A look at the index for each half: EXISTS would read the whole table, of which the server keeps no statistics.
@@ -60,15 +59,19 @@ POLL = statement(f"""
 # Without JIT: with a hundred partitions it compiles for half a minute what runs for a millisecond.
 LOOKS = "set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO', true), set_config('jit', 'off', true)"
 READ = statement(f"SELECT {LOOKS}")
+# Two statements in one round trip. The second sees what was committed before the lock was had; the first may not.
+# A select list is computed before its rows are locked: only that of an outer query tells that the lock is held.
 LEAD = f"""
+    WITH held AS MATERIALIZED (SELECT bucket FROM {{state}} WHERE bucket = %(bucket)s FOR UPDATE {{skip}})
     SELECT {LOOKS}, set_config('enable_seqscan', 'off', true),
            -- a token that a crash loses costs a rebuild, no data
            set_config('synchronous_commit', 'off', true),
-           set_config('idle_in_transaction_session_timeout', {{idle}}, true)
-    FROM {{state}} WHERE bucket = %(bucket)s FOR UPDATE
+           set_config('idle_in_transaction_session_timeout', {{idle}}, true),
+           set_config('helios.mirror_leads', bucket, true)
+    FROM held;
+    SELECT token, number, server::text, form FROM {NEWEST_POINT} AS newest JOIN {{state}} USING (bucket)
+    WHERE current_setting('helios.mirror_leads', true) = bucket
 """
-LEAD_OR_WAIT, LEAD_OR_NOT = statement(LEAD), statement(LEAD + " SKIP LOCKED")
-POINT = statement(f"SELECT token, number FROM {NEWEST_POINT} AS newest")
 # What the newest point's snapshot did not hold: what began after it, and what was under way then.
 CHANGED = statement(f"""
     WITH seen AS MATERIALIZED (SELECT pg_current_snapshot()::text AS now)
@@ -81,6 +84,7 @@ CHANGED = statement(f"""
     ) AS entries
     UNION ALL SELECT NULL, NULL, now FROM seen
 """)
+LEAD_OR_WAIT, LEAD_OR_NOT = statement(LEAD, skip=""), statement(LEAD, skip="SKIP LOCKED")
 ADVANCE = statement("""
     INSERT INTO {points} (bucket, number, token, snapshot) VALUES (%(bucket)s, %(number)s, %(token)s, %(snapshot)s)
 """)
@@ -103,20 +107,20 @@ SNAPSHOT = statement("SELECT pg_current_snapshot()::text")
 
 @dataclass(frozen=True)
 class Point:
-    """Where the mirrors stand, as PostgreSQL knows it."""
+    """Where the mirrors stand, as PostgreSQL knows it; which server and form of values they were made from and in."""
 
     token: str
     number: int
+    made_from: str
+    form: str
 
 
 @dataclass(frozen=True)
 class Home:
-    """Which database this is, and which server the mirrors were made from last."""
+    """Which database this is, of which server."""
 
     place: Place
     server: str
-    made_from: str
-    form: str
 
 
 class Source:
@@ -127,11 +131,11 @@ class Source:
         self.connection = connected(engine)
         try:
             self.connection.autocommit = True
-            database, schema, server, made_from, form = self.one(PLACE)
+            database, schema, server = self.one(PLACE)
         except BaseException:
             self.close()
             raise
-        self.home = Home(Place(database, schema, bucket), server, made_from, form)
+        self.home = Home(Place(database, schema, bucket), server)
 
     def close(self) -> None:
         """Give the connection up; a transaction that is open is rolled back."""
@@ -155,8 +159,8 @@ class Source:
         try:
             if wait:
                 self.one(PATIENCE)
-            held = self.one(LEAD_OR_WAIT if wait else LEAD_OR_NOT)
-            yield Point(*self.one(POINT)) if held else None
+            stands = self.one(LEAD_OR_WAIT if wait else LEAD_OR_NOT)
+            yield Point(*stands) if stands else None
             self.connection.commit()
         finally:
             if not self.connection.closed:
@@ -208,7 +212,6 @@ class Source:
         values = {"reason": reason, "milliseconds": round(seconds * 1000), "leader": here()}
         with self.connection.cursor() as cursor:
             cursor.execute(REBUILT, {**self.bucket, **values})
-        self.home = replace(self.home, made_from=self.home.server, form=FORM)
 
     def empty(self) -> bool:
         """Empty outbox and points where they have grown; False where they are small, in use, or much waits."""

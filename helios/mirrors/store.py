@@ -56,14 +56,14 @@ class Store:
         return self.token
 
     def write(
-        self, commands: Iterable[bytes], *, token: str | None = None, server: str = "", age: float | None = None
+        self, commands: Iterable[bytes], *, token: str | None = None, voucher: str = "", age: float | None = None
     ) -> None:
         """Write a batch, whole or not at all.
 
         Args:
             commands: packed commands.
             token: the token to set with it; None leaves the old one.
-            server: whose mirrors these are; the heartbeat's value.
+            voucher: whose mirrors these are, and in which form; the heartbeat's value.
             age: how many seconds ago the tables were as Redis is afterwards; None sets no heartbeat.
 
         Raises:
@@ -76,7 +76,7 @@ class Store:
             body.append(packed("SET", self.place.token, token))
         if age is not None:
             lives = max(1, ALIVE - int(age * 1000) - 1)
-            body.append(packed("SET", self.place.heartbeat, server, "PX", str(lives)))
+            body.append(packed("SET", self.place.heartbeat, voucher, "PX", str(lives)))
         before = self.token
         answers = self.ask(
             packed("MULTI"), *body, packed("EXEC"), packed("WATCH", self.place.token), packed("GET", self.place.token)

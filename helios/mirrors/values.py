@@ -17,7 +17,8 @@ from helios.models import OPEN_STATUSES, Account, Instrument, Interval, Kline, O
 from helios.models.base import Exact
 
 NEWEST = 200  # candles of a series
-FORM = f"1 {NEWEST}"  # of everything below: a Helios that writes otherwise has another, and mirrors all anew
+# Of everything below, the newer the higher: a Helios that writes otherwise has another one, and mirrors all anew.
+FORM = f"1 {NEWEST}"
 CANDLE = (
     "open_time",
     "open",
@@ -31,6 +32,16 @@ CANDLE = (
     "taker_buy_quote_volume",
 )
 PRESENT = ""  # the field that every hash has
+
+
+def voucher(server: str) -> str:
+    """Write what vouches for values: the server whose rows they are, and their form; a reader wants both as its own."""
+    return f"{server} {FORM}"
+
+
+def age_of(form: str) -> tuple[int, ...]:
+    """Order forms: a newer Helios's is higher, and that of mirrors which were never made is the lowest."""
+    return tuple(int(each) for each in form.split() if each.isdecimal())
 
 
 PREPARER = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call]
