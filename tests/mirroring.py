@@ -1,14 +1,18 @@
 """A database with tables and a relay of its own, for tests of the mirrors."""
 
 import json
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos_mirror_servers import Valkey
 from redis import Redis
 from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
@@ -126,6 +130,22 @@ class Scene:
         seen = mirror.hashes(self.key(table, "binance", account))
         assert seen is not None
         return seen.contents[0]
+
+
+@contextmanager
+def stoppable_valkey() -> Iterator[Valkey]:
+    """Start a Valkey that tests may stop, and start again."""
+    top = Path(tempfile.mkdtemp(prefix="ht-")).resolve()
+    top.chmod(0o755)
+    (top / "s").mkdir()
+    (top / "s").chmod(0o1777)
+    server = Valkey(top, top / "s")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.close()
+        shutil.rmtree(top)
 
 
 @contextmanager

@@ -355,9 +355,11 @@ def test_an_entry_of_a_newer_schema_is_not_guessed_at():
 def test_a_running_candle_expires_and_is_outside_the_check(scene):
     """The feed tells it; a dead feed leaves none that seems to run."""
     series = ("binance", "spot", "BTC:USDT", "1m")
-    mirrors.publish_candle(scene.client, scene.place, series, {"open_time": scene.now, "open": "1.50", "volume": None})
+    with scene.engine.connect() as connection:
+        mirror = mirrors.Mirror.of(connection, scene.client)
+    mirrors.publish_candles(mirror, {series: {"open_time": scene.now, "open": "1.50", "volume": None}})
     key = scene.key("running", *series)
-    assert f"{round(scene.now.timestamp() * 1000)},1.50,,,,,,,,".encode() == scene.client.get(key)
+    assert f"{round(scene.now.timestamp() * 1000)},1.50,,,,,,,,".encode() == mirrors.read_candle(mirror, series)
     assert 0 < scene.client.pttl(key) <= 10_000
     assert () == mirrors.check(scene.relay).differences
 

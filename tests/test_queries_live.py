@@ -1,18 +1,15 @@
 """Live reading: from the mirror while it may be trusted, from PostgreSQL at once where it may not."""
 
-import shutil
 import signal
-import tempfile
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 import redis.asyncio
-from chaos_mirror_servers import Valkey
 from installation import engine_of, run_sql
+from mirroring import stoppable_valkey
 from redis import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -30,15 +27,8 @@ SECOND = timedelta(seconds=1)
 @pytest.fixture(scope="module")
 def own_valkey():
     """A Valkey that tests may stop, and start again."""
-    top = Path(tempfile.mkdtemp(prefix="ht-")).resolve()
-    top.chmod(0o755)
-    (top / "s").mkdir()
-    (top / "s").chmod(0o1777)
-    server = Valkey(top, top / "s")
-    server.start()
-    yield server
-    server.close()
-    shutil.rmtree(top)
+    with stoppable_valkey() as server:
+        yield server
 
 
 @pytest.fixture
