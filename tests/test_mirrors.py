@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from helios import mirrors
-from helios.mirrors import image, values
+from helios.mirrors import auditing, image, values
 from helios.models import Account, Instrument, Order, OrderStatus, OrderType, Position, Side, Ticker
 
 NOW = "timestamptz '2025-03-01Z'"
@@ -324,8 +324,43 @@ def test_lost_and_altered_keys_are_found_and_written_again(scene):
     scene.client.set(scene.key("ticker", "binance", "spot", "NOBODY"), "nonsense")
     found = mirrors.check(scene.relay)
     assert ["ghost", "missing", "stale"] == sorted(each.kind for each in found.differences)
-    assert 2 == scene.audit()
-    scene.client.delete(scene.key("ticker", "binance", "spot", "NOBODY"))
+    assert 3 == scene.audit()
+    assert () == mirrors.check(scene.relay).differences
+    assert 0 == scene.audit()
+
+
+def test_the_audit_goes_through_everything_whatever_the_size_of_its_slices(scene, monkeypatch):
+    """Each key of many is found lost, in slices that grow and in slices of one."""
+    scene.run(
+        f"INSERT INTO {SCHEMA}.instruments (exchange, market, symbol) "
+        "SELECT 'x', 'um', n::text FROM generate_series(1, 25) AS n",
+        f"INSERT INTO {SCHEMA}.accounts (exchange, market, name) "
+        "SELECT 'x', 'um', n::text FROM generate_series(1, 25) AS n",
+        f"INSERT INTO {SCHEMA}.tickers (instrument_id, last_price, event_at) "
+        f"SELECT id, 1, {NOW} FROM {SCHEMA}.instruments",
+        *(CANDLES.replace("SELECT 1, '1m'", f"SELECT 1 + n * 5, '{each}'") for each in ("1m", "4h", "1mo")),
+    )
+    scene.step()
+    names = [each for each in scene.client.scan_iter(f"{scene.place.prefix}*") if each.decode() != scene.place.token]
+    lost = [each for each in names if scene.place.parse(each.decode())]
+    assert 26 + 2 * 26 + 3 * 3 == len(lost)
+    for takes in (1.0, 0.0):
+        monkeypatch.setattr(auditing, "TAKES", takes)
+        scene.client.delete(*lost)
+        assert len(lost) == scene.audit()
+        assert () == mirrors.check(scene.relay).differences
+    assert scene.relay.counts.audits == 1
+
+
+def test_the_audit_leaves_alone_what_is_no_rows(scene):
+    """Token, heartbeat and running candles are nobody's mirror."""
+    with scene.engine.connect() as connection:
+        mirror = mirrors.Mirror.of(connection, scene.client)
+    series = ("binance", "spot", "BTC:USDT", "1m")
+    mirrors.publish_candles(mirror, {series: {"open_time": scene.now, "open": "1.50"}})
+    assert 0 == scene.audit()
+    assert mirrors.read_candle(mirror, series)
+    assert mirror.texts(scene.place.token) is not None
 
 
 def test_names_cannot_break_out_of_their_key():

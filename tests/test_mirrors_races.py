@@ -97,7 +97,8 @@ def test_the_audit_writes_nothing_that_its_token_does_not_stand_for(scene, monke
 
     def compare_and_commit(*arguments: object) -> object:
         found = compare(*arguments)
-        scene.run(price(2))
+        if found[0]:
+            scene.run(price(2))
         return found
 
     monkeypatch.setattr(checking, "compare", compare_and_commit)
@@ -319,6 +320,37 @@ def test_the_outbox_is_small_while_an_old_snapshot_is_held(scene):
         sizes = (f"pg_total_relation_size('{SCHEMA}.{table}')" for table in ("mirror_outbox", "mirror_points"))
         [(size,)] = scene.ask(f"SELECT {' + '.join(sizes)}")
         assert size < 200_000
+
+
+@pytest.mark.parametrize("began", ["after the last batch", "before the last batch"])
+def test_a_relay_that_waits_is_woken_by_a_commit(scene, began):
+    """Whether its transaction began before the last batch or after: the server looks for it, and says so at once."""
+    source, _ = scene.relay.sides()
+    seen = []
+    waits = threading.Thread(target=lambda: seen.append(source.poll(30.0)))
+    with scene.engine.connect() as connection:
+        connection.execute(text("SELECT pg_current_xact_id()"))
+        if began == "before the last batch":
+            scene.run(price(5))
+            assert scene.step()
+        waits.start()
+        until(lambda: scene.ask("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
+        connection.execute(text(price(2)))
+        connection.commit()
+    waits.join(10)
+    assert not waits.is_alive()
+    [(_, changed, age)] = seen
+    assert changed
+    assert 0 <= age < 5
+
+
+def test_a_wait_in_vain_tells_how_old_its_answer_is(scene):
+    """The time waited is not part of the lag: the server looked at the end of it."""
+    source, store = scene.relay.sides()
+    began = time.monotonic()
+    token, changed, age = source.poll(0.1)
+    assert (store.token, False) == (token, changed)
+    assert 0 <= age <= time.monotonic() - began - 0.1
 
 
 def test_a_backlog_is_collapsed_to_one_write_for_each_key(scene):

@@ -53,6 +53,7 @@ class Counts:
     written: int = 0
     rebuilds: int = 0
     repaired: int = 0
+    audits: int = 0
     failures: int = 0
     leads: bool = False
 
@@ -84,10 +85,12 @@ class Relay:
         self.source = self.store = None
         self.proved = self.counts.leads = False
 
-    def step(self, *, wait: bool = False) -> bool:
+    def step(self, *, wait: bool = False, idle: bool = False, told: bool = False) -> bool:
         """Look once, and relay what changed; True where there was something.
 
         Args:
+            idle: stay until something changes, or the next heartbeat is due.
+            told: somebody said that something changed, so it is not asked first.
             wait: for another relay that leads; else nothing is done where one does.
 
         Raises:
@@ -98,12 +101,13 @@ class Relay:
         """
         source, store = self.sides()
         began = time.monotonic()
-        if self.proved:
-            token, changed = source.poll()
+        if self.proved and not told:
+            token, changed, age = source.poll(BEAT - (began - self.beaten) if idle else 0.0)
             if not changed and token == store.token:
-                if began - self.beaten > BEAT:
-                    self.beat(store, source, began)
+                if (seen := time.monotonic() - age) - self.beaten > BEAT:
+                    self.beat(store, source, seen)
                 return False
+            began = time.monotonic()
         with source.leading(wait=wait) as point:
             self.counts.leads = point is not None
             if point is None:

@@ -6,6 +6,7 @@ mirror_points, because an old snapshot that somebody holds open would keep every
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from helios.mirrors.values import FORM, PREPARER, literal, table_name
 from helios.models.bookkeeping import mirror_outbox, mirror_points, mirror_state
 
 LONGEST_IDLE = 10  # seconds that a leader may do nothing in its transaction, stopped or stuck, before another one leads
+EVERY = 0.003  # seconds between two looks of the server, where it is asked to wait
 TOO_BIG = 1 << 20  # bytes of outbox and points that are worth the lock under which they are emptied
 NAMES = {
     "outbox": table_name(mirror_outbox),
@@ -45,8 +47,8 @@ PLACE = statement("""
     FROM {state} WHERE bucket = %(bucket)s
 """)
 # A look at the index for each half: EXISTS would read the whole table, of which the server keeps no statistics.
-POLL = statement(f"""
-    SELECT token, coalesce(
+POLL = f"""
+    SELECT token, coalesce(current_setting('helios.mirror_waited', true), '0'), coalesce(
         (SELECT true FROM {{outbox}}
          WHERE xid >= CAST(CAST(pg_snapshot_xmax(CAST(snapshot AS pg_snapshot)) AS text) AS bigint)
          ORDER BY xid DESC LIMIT 1),
@@ -54,7 +56,31 @@ POLL = statement(f"""
          WHERE EXISTS (SELECT FROM {{outbox}} WHERE xid = CAST(CAST(each AS text) AS bigint)) LIMIT 1),
         false)
     FROM {NEWEST_POINT} AS newest
-""")
+"""
+# The server itself looks every few milliseconds, with plans that it keeps meanwhile: a tenth of what it costs to be
+# asked as often. Nothing is left of it in the session, so it may go through a pooler.
+WAIT = f"""
+    DO $wait$
+    DECLARE
+        newest record;
+        late bigint[];
+    BEGIN
+        PERFORM set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true);
+        SELECT CAST(CAST(pg_snapshot_xmax(CAST(snapshot AS pg_snapshot)) AS text) AS bigint) AS xmax, snapshot
+            INTO newest FROM {NEWEST_POINT} AS newest;
+        late := ARRAY(SELECT CAST(CAST(each AS text) AS bigint)
+                      FROM pg_snapshot_xip(CAST(newest.snapshot AS pg_snapshot)) AS each);
+        WHILE clock_timestamp() < transaction_timestamp() + %(longest)s * interval '1 second' LOOP
+            EXIT WHEN (SELECT true FROM {{outbox}} WHERE xid >= newest.xmax ORDER BY xid DESC LIMIT 1)
+                OR (cardinality(late) > 0
+                    AND (SELECT true FROM {{outbox}} WHERE xid = ANY (late) ORDER BY xid LIMIT 1));
+            PERFORM pg_sleep(%(every)s);
+        END LOOP;
+        PERFORM set_config('helios.mirror_waited',
+                           CAST(extract(epoch FROM clock_timestamp() - transaction_timestamp()) AS text), true);
+    END
+    $wait$;
+"""
 # Moments are written in UTC and numbers found by index, whatever the session says; only in this transaction.
 # Without JIT: with a hundred partitions it compiles for half a minute what runs for a millisecond.
 LOOKS = "set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO', true), set_config('jit', 'off', true)"
@@ -85,6 +111,7 @@ CHANGED = statement(f"""
     UNION ALL SELECT NULL, NULL, now FROM seen
 """)
 LEAD_OR_WAIT, LEAD_OR_NOT = statement(LEAD, skip=""), statement(LEAD, skip="SKIP LOCKED")
+POLL_NOW, WAIT_AND_POLL = statement(POLL), statement(WAIT + POLL)
 ADVANCE = statement("""
     INSERT INTO {points} (bucket, number, token, snapshot) VALUES (%(bucket)s, %(number)s, %(token)s, %(snapshot)s)
 """)
@@ -99,7 +126,8 @@ SIZE = statement("""
 """)
 EMPTY = statement("SELECT {empty}()")
 CHANNEL = statement("LISTEN {channel}")
-CALL = statement("NOTIFY {channel}")
+# A notification that a crash loses is no loss, and so waits for no disk.
+CALL = statement("BEGIN; SET LOCAL synchronous_commit TO off; NOTIFY {channel}; COMMIT")
 PATIENCE = statement("SELECT set_config('lock_timeout', '2s', true)")  # for another relay that leads
 READS_ALL = statement("SELECT set_config('enable_seqscan', 'on', true)")
 SNAPSHOT = statement("SELECT pg_current_snapshot()::text")
@@ -147,10 +175,20 @@ class Source:
             cursor.execute(query, {**self.bucket, **values})
             return cursor.fetchone()
 
-    def poll(self) -> tuple[str, bool]:
-        """Tell the newest point's token, and whether anything changed since; one look, no transaction."""
-        token, changed = self.one(POLL)
-        return token, changed
+    def poll(self, longest: float = 0.0) -> tuple[str, bool, float]:
+        """Tell the newest point's token, whether anything changed since, and how long ago that was so at most.
+
+        Args:
+            longest: how many seconds to wait for a change; the server looks meanwhile.
+
+        """
+        began = time.monotonic()
+        if longest > 0:
+            token, waited, changed = self.one(WAIT_AND_POLL, longest=longest, every=EVERY)
+        else:
+            token, waited, changed = self.one(POLL_NOW)
+        took = time.monotonic() - began
+        return token, changed, took - min(float(waited or 0), took)
 
     @contextmanager
     def leading(self, *, wait: bool = False) -> Iterator[Point | None]:

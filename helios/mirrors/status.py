@@ -86,6 +86,7 @@ METRICS = {
     "written": "Keys and fields written to Redis, or found gone",
     "rebuilds": "Times that everything was mirrored anew",
     "repaired": "Keys written again that Redis had lost or changed by itself",
+    "audits": "Times that all keys were compared, slice by slice",
     "failures": "Times that PostgreSQL or Redis failed, or another relay took over",
 }
 

@@ -103,16 +103,18 @@ class Store:
 
     def found(self) -> Iterator[list[str]]:
         """Find every key of the bucket but the token, some at a time; a key may come twice."""
+        cursor = ""
+        while cursor != "0":
+            cursor, names = self.scan(cursor or "0", 1_000)
+            yield names
+
+    def scan(self, cursor: str, about: int) -> tuple[str, list[str]]:
+        """Look at about so many keys of whomsoever: where to go on, "0" at the end, and the bucket's but the token."""
         pattern = "".join(f"\\{each}" if each in "*?[]\\" else each for each in self.place.prefix) + "*"
-        cursor = "0"
-        while True:
-            answer = self.ask(packed("SCAN", cursor, "MATCH", pattern, "COUNT", "1000"))
-            raise_any(answer)
-            cursor = answer[0][0].decode()
-            names = [name.decode() for name in answer[0][1]]
-            yield [name for name in names if name != self.place.token]
-            if cursor == "0":
-                return
+        answer = self.ask(packed("SCAN", cursor, "MATCH", pattern, "COUNT", str(about)))
+        raise_any(answer)
+        names = [name.decode() for name in answer[0][1]]
+        return answer[0][0].decode(), [name for name in names if name != self.place.token]
 
     def read(self, names: list[str], hashes: Iterable[str]) -> dict[str, Any]:
         """Read the content of keys as it is: texts, None for what is absent, dictionaries for hashes."""
