@@ -17,7 +17,7 @@ from helios.mirrors.values import statement
 from helios.models import Interval
 
 TAKES = 0.004  # seconds that a slice takes, about
-FIRST, MOST = 10, 1_000  # things in the first slice, and in the biggest
+MOST = 1_000  # things in the biggest slice
 NEXT_INSTRUMENTS = statement("""
     SELECT id, exchange, market, symbol FROM {instruments} WHERE id > %s ORDER BY id LIMIT %s
 """)
@@ -91,9 +91,14 @@ class Audit:
 
     def __init__(self, relay: Relay) -> None:
         self.relay = relay
-        instruments, accounts = Named(NEXT_INSTRUMENTS, keys.TICKER), Named(NEXT_ACCOUNTS, *checking.HASHES)
-        self.walks: list[Walk] = [instruments, SeriesOfKlines(), accounts, Found()]
-        self.sizes = dict.fromkeys(self.walks, FIRST)
+        # With the fewest things of a slice: below that, beginning and ending it would cost more than looking.
+        self.least: dict[Walk, int] = {
+            Named(NEXT_INSTRUMENTS, keys.TICKER): 200,
+            SeriesOfKlines(): 8,
+            Named(NEXT_ACCOUNTS, *checking.HASHES): 1,
+            Found(): 60,
+        }
+        self.walks, self.sizes = list(self.least), dict(self.least)
         self.rounds = dict.fromkeys(self.walks, 0)
 
     def step(self) -> int:
@@ -117,7 +122,7 @@ class Audit:
     def adapt(self, walk: Walk, took: float) -> None:
         """Make the next slice of a walk as big as its time allows, no more than twice this one."""
         size = self.sizes[walk]
-        self.sizes[walk] = max(1, min(round(size * TAKES / took), 2 * size, MOST))
+        self.sizes[walk] = max(self.least[walk], min(round(size * TAKES / took), 2 * size, MOST))
 
     def repair(self, store: Store, wrong: tuple[checking.Difference, ...]) -> None:
         """Write what Redis should hold, as it was compared: read anew, it might be ahead of the token it stands under.

@@ -15,7 +15,7 @@ from helios.mirrors.relay import BEAT, PASSING, Relay
 from helios.mirrors.source import CHANNEL, connected
 
 log = logging.getLogger("helios.mirrors")
-AUDIT, TEND = 0.2, 1.0  # seconds between two slices of the audit, and between two looks at the outbox's size
+AUDIT, TEND = 0.25, 1.0  # seconds between two slices of the audit, and between two looks at the outbox's size
 ASIDE = 0.1  # seconds before looking again where another relay leads
 FIRST_WAIT, LAST_WAIT = 0.05, 1.0  # seconds before another attempt where PostgreSQL or Redis is down
 

@@ -101,12 +101,14 @@ def statement(text: str) -> str:
 LINES = """
     CROSS JOIN LATERAL (
         SELECT string_agg(line, E'\\n' ORDER BY open_time) AS lines FROM (
-            SELECT open_time, {candle} AS line FROM {klines} AS k
-            WHERE k.instrument_id = w.instrument_id AND k."interval" = w."interval"
-            ORDER BY open_time DESC LIMIT {newest}
+            SELECT open_time, {{candle}} AS line FROM {{klines}} AS k
+            WHERE k.instrument_id = w.instrument_id AND k."interval" = {interval}
+            ORDER BY open_time DESC LIMIT {{newest}}
         ) AS newest
     ) AS series
 """
+# An interval that the planner knows spares it the other intervals' partitions: ten times the work of reading a series.
+LINES_OF_EACH, LINES_OF_ONE = LINES.format(interval='w."interval"'), LINES.format(interval="%(interval)s")
 NAMED = "unnest(%s::text[], %s::text[], %s::text[]) AS n (exchange, market, symbol)"
 TICKERS = {
     "all": statement("""
@@ -136,20 +138,20 @@ SERIES = {
             FROM found WHERE found.instrument_id IS NOT NULL
         )
         SELECT i.exchange, i.market, i.symbol, w."interval", lines
-        FROM found AS w JOIN {{instruments}} AS i ON i.id = w.instrument_id {LINES}
+        FROM found AS w JOIN {{instruments}} AS i ON i.id = w.instrument_id {LINES_OF_EACH}
         WHERE lines IS NOT NULL
     """),
     "ids": statement(f"""
-        SELECT i.exchange, i.market, i.symbol, w."interval", lines
-        FROM unnest(%s::integer[], %s::text[]) AS w (instrument_id, "interval")
-        JOIN {{instruments}} AS i ON i.id = w.instrument_id {LINES}
+        SELECT i.exchange, i.market, i.symbol, %(interval)s, lines
+        FROM unnest(%(ids)s::integer[]) AS w (instrument_id)
+        JOIN {{instruments}} AS i ON i.id = w.instrument_id {LINES_OF_ONE}
     """),
     "names": statement(f"""
-        SELECT w.exchange, w.market, w.symbol, w."interval", lines FROM (
+        SELECT w.exchange, w.market, w.symbol, %(interval)s, lines FROM (
             SELECT n.*, i.id AS instrument_id
-            FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[]) AS n (exchange, market, symbol, "interval")
+            FROM unnest(%(exchanges)s::text[], %(markets)s::text[], %(symbols)s::text[]) AS n (exchange, market, symbol)
             LEFT JOIN {{instruments}} AS i USING (exchange, market, symbol)
-        ) AS w {LINES}
+        ) AS w {LINES_OF_ONE}
     """),
 }
 ORDERS = {
