@@ -1,6 +1,7 @@
 """The mirrors end to end: every way of writing, seen in Redis after the next step of the relay."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -350,6 +351,16 @@ def test_the_audit_goes_through_everything_whatever_the_size_of_its_slices(scene
         assert len(lost) == scene.audit(least)
         assert () == mirrors.check(scene.relay).differences
     assert scene.relay.counts.audits == 1
+
+
+@pytest.mark.parametrize("way", ["ids", "names"])
+def test_a_series_is_read_without_planning_for_other_intervals(scene, way):
+    """The planner knows the interval: with all partitions to plan for, a closed candle would cost ten times as much."""
+    values_of = {"interval": "1m", "ids": [1], "exchanges": ["binance"], "markets": ["spot"], "symbols": ["BTC:USDT"]}
+    with scene.relay.source.connection.cursor() as cursor:
+        cursor.execute("EXPLAIN " + values.SERIES[way], values_of)
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    assert {"klines_1m"} == set(re.findall(r"klines_[0-9a-z]+", plan))
 
 
 def test_the_audit_leaves_alone_what_is_no_rows(scene):

@@ -164,7 +164,7 @@ def packed(*parts: str) -> bytes:
     out = [b"*%d\r\n" % len(parts)]
     for part in parts:
         data = part.encode()
-        out += (b"$%d\r\n" % len(data), data, b"\r\n")
+        out.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(out)
 
 
