@@ -278,17 +278,33 @@ def one_commit(factory: Callable[[], Session], client: Redis, number: int) -> fl
     return time.perf_counter() - began
 
 
-def idle(_at: Place, _client: Redis, relay: mirrors.Relay, _options: argparse.Namespace) -> list[Row]:
-    """Let a relay do nothing for five seconds, and see what it used."""
+def idle(at: Place, _client: Redis, relay: mirrors.Relay, _options: argparse.Namespace) -> list[Row]:
+    """Let a relay do nothing for five seconds, and see what it used, and what PostgreSQL used for it."""
     relay.close()
     rows = []
     for way, listen in (("polling", False), ("NOTIFY after commit", True)):
         with running(listen=listen) as pid:
-            before, began = used(pid), time.monotonic()
+            at_work = {"the relay": [pid], "PostgreSQL for it": backends(at)}
+            before = {who: sum(map(used, pids)) for who, pids in at_work.items()}
+            began = time.monotonic()
             time.sleep(5)
-            share = (used(pid) - before) / (time.monotonic() - began) * 100
-        rows.append(figure("idle relay", way, share, "% of a core", goal="<= 2"))
+            took = time.monotonic() - began
+            shares = {who: (sum(map(used, pids)) - before[who]) / took * 100 for who, pids in at_work.items()}
+        goals = {"the relay": "<= 2"}
+        rows += [
+            figure(f"idle, {who}", way, share, "% of a core", goal=goals.get(who, "")) for who, share in shares.items()
+        ]
     return rows
+
+
+def backends(at: Place) -> list[int]:
+    """Name the server's processes that work for others of this database."""
+    with contextlib.closing(at.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+            "AND backend_type = 'client backend'"
+        )
+        return [pid for (pid,) in cursor.fetchall()]
 
 
 def used(pid: int) -> float:

@@ -1,14 +1,18 @@
 """A database with tables and a relay of its own, for tests of the mirrors."""
 
 import json
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos_mirror_servers import Valkey
 from redis import Redis
 from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
@@ -57,9 +61,14 @@ class Scene:
         """Let the relay look once."""
         return self.relay.step()
 
-    def audit(self) -> int:
-        """Let the relay look at the first slice of its audit."""
-        return Audit(self.relay).step()
+    def audit(self, least: int | None = None) -> int:
+        """Let the relay go through all keys once, or more often; how many it wrote again."""
+        audit, wrong = Audit(self.relay), 0
+        if least is not None:
+            audit.sizes = audit.least = dict.fromkeys(audit.walks, least)
+        while not min(audit.rounds.values()):
+            wrong += audit.step()
+        return wrong
 
     def run(self, *statements: str) -> None:
         """Run statements in one transaction."""
@@ -126,6 +135,22 @@ class Scene:
         seen = mirror.hashes(self.key(table, "binance", account))
         assert seen is not None
         return seen.contents[0]
+
+
+@contextmanager
+def stoppable_valkey() -> Iterator[Valkey]:
+    """Start a Valkey that tests may stop, and start again."""
+    top = Path(tempfile.mkdtemp(prefix="ht-")).resolve()
+    top.chmod(0o755)
+    (top / "s").mkdir()
+    (top / "s").chmod(0o1777)
+    server = Valkey(top, top / "s")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.close()
+        shutil.rmtree(top)
 
 
 @contextmanager

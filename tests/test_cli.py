@@ -10,10 +10,24 @@ from pathlib import Path
 import click
 import make_klines
 import pytest
-from installation import COPIED, HEAD, REVISIONS, ROOT, Run, login, made, run_sql, start, upgrade, use, variables
+from installation import (
+    COPIED,
+    HEAD,
+    REVISIONS,
+    ROOT,
+    Run,
+    engine_of,
+    login,
+    made,
+    run_sql,
+    start,
+    upgrade,
+    use,
+    variables,
+)
 from sqlalchemy import URL
 
-from helios import cli, db
+from helios import cli, db, mirrors
 from helios.cli import doctor
 from helios.cli.output import readable
 from helios.settings import Settings
@@ -264,7 +278,7 @@ def test_a_healthy_installation_is_told_so(helios, healthy):
     findings = json.loads(said)
     assert [] == [each for each in findings if not each["ok"]]
     assert 0 == status
-    assert {"PostgreSQL", "revision", "grants", "roles", "environment", "partitions", "Redis"} <= {
+    assert {"PostgreSQL", "revision", "grants", "roles", "environment", "partitions", "mirrors", "Redis"} <= {
         each["check"] for each in findings
     }
 
@@ -407,6 +421,60 @@ def test_an_evicting_redis_is_named(helios, healthy, monkeypatch):
             client.config_set("maxmemory-policy", "noeviction")
     [wrong] = [each for each in json.loads(said) if not each["ok"]]
     assert (1, "Redis", "CONFIG SET maxmemory-policy noeviction") == (status, wrong["check"], wrong["remedy"])
+
+
+@pytest.fixture
+def relay(healthy: URL) -> Iterator[mirrors.Relay]:
+    """A relay that runs no longer than a test lets it."""
+    with db.create_redis(Settings.from_environment()) as client:
+        relay = mirrors.Relay(engine_of(healthy), client)
+        yield relay
+        relay.close()
+
+
+CHANGED = "INSERT INTO helios_trading.instruments (exchange, market, symbol) VALUES ('binance', 'spot', 'A')"
+
+
+def told_of_mirrors(helios: Run) -> tuple[int, dict[str, str]]:
+    status, said, _ = helios("doctor", "--json")
+    [told] = [each for each in json.loads(said) if each["check"] == "mirrors"]
+    return status, told
+
+
+def test_changes_that_nobody_relays_are_a_finding(helios, healthy, relay):
+    """Once mirrors are used, what waits without a relay is told, with its remedy; a relay that leads is well."""
+    relay.step()
+    run_sql(healthy, CHANGED)
+    relay.client.delete(relay.sides()[1].place.heartbeat)
+    status, told = told_of_mirrors(helios)
+    assert (1, False, "helios mirror run") == (status, told["ok"], told["remedy"][:17])
+    assert "1 changes wait" in told["found"]
+    relay.step()
+    relay.client.pexpire(relay.sides()[1].place.heartbeat, 90_000)  # however long doctor takes
+    status, told = told_of_mirrors(helios)
+    assert (0, True) == (status, told["ok"])
+    assert "a relay leads" in told["found"]
+    assert "0 changes wait" in told["found"]
+
+
+def test_a_relay_that_stopped_with_nothing_left_to_do_is_no_finding(helios, relay):
+    """Readers ask PostgreSQL, and lose nothing but time."""
+    relay.step()
+    relay.client.delete(relay.sides()[1].place.heartbeat)
+    status, told = told_of_mirrors(helios)
+    assert (0, True) == (status, told["ok"])
+    assert "no relay runs, and nothing waits" in told["found"]
+
+
+def test_mirrors_that_were_never_used_alarm_only_by_the_room_they_take(helios, healthy, monkeypatch):
+    """The outbox fills whoever reads it: a little is nothing to tell, much is."""
+    run_sql(healthy, CHANGED)
+    status, told = told_of_mirrors(helios)
+    assert (0, True, "not used") == (status, told["ok"], told["found"])
+    monkeypatch.setattr(doctor, "MOST_UNUSED", 0)
+    status, told = told_of_mirrors(helios)
+    assert (1, False) == (status, told["ok"])
+    assert "nobody has relayed ever: 1 changes wait" in told["found"]
 
 
 # --- servers -------------------------------------------------------------------------------------------------------

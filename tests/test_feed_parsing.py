@@ -131,21 +131,20 @@ def test_ticker_answers() -> None:
 
 
 def test_kline_of_a_stream() -> None:
-    """A closed candle is read, one that still runs is knowingly ignored."""
+    """A closed candle is read, and one that still runs says so."""
     opened = datetime(2025, 6, 15, 15, 6, tzinfo=UTC)
     names = ("interval", "open_time", "close", "volume", "trades", "taker_buy_quote_volume")
     expected = (Interval.M1, opened, Decimal("100.5"), Decimal("1000.000001"), 100, Decimal(50000))
     assert expected == told(exchange.kline_stream("BTCUSDT"), *names)
-    assert Ignored(kind="kline", reason="the candle is not closed yet") == only(
-        exchange.kline_stream("BTCUSDT", closed=False)
-    )
+    assert (True,) == told(exchange.kline_stream("BTCUSDT"), "closed")
+    assert (False,) == told(exchange.kline_stream("BTCUSDT", closed=False), "closed")
 
 
 def test_klines_of_an_answer() -> None:
     """Arrays are candles of the series they were asked for; the last still runs."""
     first, last = exchange.kline_row(), exchange.kline_row(1_750_010_400_000)
     reports = parse([first, last], SENDER)
-    assert [KlineReport, Ignored] == [type(each) for each in reports]
+    assert [(KlineReport, True), (KlineReport, False)] == [(type(each), each.closed) for each in reports]
     assert ("BTCUSDT", Interval.H1, datetime(2025, 6, 15, 15, tzinfo=UTC)) == (
         reports[0].symbol,
         reports[0].interval,
@@ -353,7 +352,7 @@ def test_markets_tickers_candles_and_balances_of_ccxt() -> None:
     rows = [[exchange.START // 3_600_000 * 3_600_000, 1.0, 2.0, 0.5, 1.5, 10.25], [1_750_010_400_000, 1, 1, 1, 1, 0]]
     candle, running = parse(rows, SENDER)
     assert isinstance(candle, KlineReport)
-    assert isinstance(running, Ignored)
+    assert not running.closed
     assert (Decimal("10.25"), None) == (candle.volume, candle.quote_volume)
     balance = {"info": {}, "timestamp": None, "free": {"BTC": 1.5}, "used": {"BTC": None}, "total": {}}
     assert BalanceReport(asset="BTC", free=Decimal("1.5"), locked=Decimal(0), event_at=RECEIVED) == only(balance)

@@ -1,6 +1,7 @@
 """The mirrors end to end: every way of writing, seen in Redis after the next step of the relay."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from helios import mirrors
-from helios.mirrors import image, values
+from helios.mirrors import auditing, image, values
 from helios.models import Account, Instrument, Order, OrderStatus, OrderType, Position, Side, Ticker
 
 NOW = "timestamptz '2025-03-01Z'"
@@ -346,8 +347,53 @@ def test_lost_and_altered_keys_are_found_and_written_again(scene):
     scene.client.set(scene.key("ticker", "binance", "spot", "NOBODY"), "nonsense")
     found = mirrors.check(scene.relay)
     assert ["ghost", "missing", "stale"] == sorted(each.kind for each in found.differences)
-    assert 2 == scene.audit()
-    scene.client.delete(scene.key("ticker", "binance", "spot", "NOBODY"))
+    assert 3 == scene.audit()
+    assert () == mirrors.check(scene.relay).differences
+    assert 0 == scene.audit()
+
+
+def test_the_audit_goes_through_everything_whatever_the_size_of_its_slices(scene, monkeypatch):
+    """Each key of many is found lost, in slices that grow and in slices of one."""
+    scene.run(
+        f"INSERT INTO {SCHEMA}.instruments (exchange, market, symbol) "
+        "SELECT 'x', 'um', n::text FROM generate_series(1, 25) AS n",
+        f"INSERT INTO {SCHEMA}.accounts (exchange, market, name) "
+        "SELECT 'x', 'um', n::text FROM generate_series(1, 25) AS n",
+        f"INSERT INTO {SCHEMA}.tickers (instrument_id, last_price, event_at) "
+        f"SELECT id, 1, {NOW} FROM {SCHEMA}.instruments",
+        *(CANDLES.replace("SELECT 1, '1m'", f"SELECT 1 + n * 5, '{each}'") for each in ("1m", "4h", "1mo")),
+    )
+    scene.step()
+    names = [each for each in scene.client.scan_iter(f"{scene.place.prefix}*") if each.decode() != scene.place.token]
+    lost = [each for each in names if scene.place.parse(each.decode())]
+    assert 26 + 2 * 26 + 3 * 3 == len(lost)
+    for takes, least in ((1.0, None), (0.0, 1)):
+        monkeypatch.setattr(auditing, "TAKES", takes)
+        scene.client.delete(*lost)
+        assert len(lost) == scene.audit(least)
+        assert () == mirrors.check(scene.relay).differences
+    assert scene.relay.counts.audits == 1
+
+
+@pytest.mark.parametrize("way", ["ids", "names"])
+def test_a_series_is_read_without_planning_for_other_intervals(scene, way):
+    """The planner knows the interval: with all partitions to plan for, a closed candle would cost ten times as much."""
+    values_of = {"interval": "1m", "ids": [1], "exchanges": ["binance"], "markets": ["spot"], "symbols": ["BTC:USDT"]}
+    with scene.relay.source.connection.cursor() as cursor:
+        cursor.execute("EXPLAIN " + values.SERIES[way], values_of)
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    assert {"klines_1m"} == set(re.findall(r"klines_[0-9a-z]+", plan))
+
+
+def test_the_audit_leaves_alone_what_is_no_rows(scene):
+    """Token, heartbeat and running candles are nobody's mirror."""
+    with scene.engine.connect() as connection:
+        mirror = mirrors.Mirror.of(connection, scene.client)
+    series = ("binance", "spot", "BTC:USDT", "1m")
+    mirrors.publish_candles(mirror, {series: {"open_time": scene.now, "open": "1.50"}})
+    assert 0 == scene.audit()
+    assert mirrors.read_candle(mirror, series)
+    assert mirror.texts(scene.place.token) is not None
 
 
 def test_names_cannot_break_out_of_their_key():
@@ -377,9 +423,11 @@ def test_an_entry_of_a_newer_schema_is_not_guessed_at():
 def test_a_running_candle_expires_and_is_outside_the_check(scene):
     """The feed tells it; a dead feed leaves none that seems to run."""
     series = ("binance", "spot", "BTC:USDT", "1m")
-    mirrors.publish_candle(scene.client, scene.place, series, {"open_time": scene.now, "open": "1.50", "volume": None})
+    with scene.engine.connect() as connection:
+        mirror = mirrors.Mirror.of(connection, scene.client)
+    mirrors.publish_candles(mirror, {series: {"open_time": scene.now, "open": "1.50", "volume": None}})
     key = scene.key("running", *series)
-    assert f"{round(scene.now.timestamp() * 1000)},1.50,,,,,,,,".encode() == scene.client.get(key)
+    assert f"{round(scene.now.timestamp() * 1000)},1.50,,,,,,,,".encode() == mirrors.read_candle(mirror, series)
     assert 0 < scene.client.pttl(key) <= 10_000
     assert () == mirrors.check(scene.relay).differences
 

@@ -20,7 +20,7 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool
 
 from helios import mirrors
-from helios.mirrors import source, store
+from helios.mirrors import checking, source, store
 from helios.mirrors.service import Service
 from helios.settings import Settings
 
@@ -90,6 +90,32 @@ def test_a_long_transaction_that_commits_late_is_not_forgotten(scene):
     assert ("6", "9") == (scene.ticker()["last_price"], scene.ticker("OTHER")["last_price"])
 
 
+def test_the_audit_writes_nothing_that_its_token_does_not_stand_for(scene, monkeypatch):
+    """A price of the very moment in which a lost key is written again, and PostgreSQL loses it: not in Redis."""
+    entries = scene.outbox()
+    compare = checking.compare
+
+    def compare_and_commit(*arguments: object) -> object:
+        found = compare(*arguments)
+        if found[0]:
+            scene.run(price(2))
+        return found
+
+    monkeypatch.setattr(checking, "compare", compare_and_commit)
+    scene.client.delete(scene.key("ticker", "binance", "spot", "BTC:USDT"))
+    assert 1 == scene.audit()
+    monkeypatch.undo()
+    # What a copy of a moment before looks like: neither the price nor its entry was ever there.
+    scene.run(
+        f"ALTER TABLE {SCHEMA}.tickers DISABLE TRIGGER USER",
+        price(1),
+        f"ALTER TABLE {SCHEMA}.tickers ENABLE TRIGGER USER",
+        f"DELETE FROM {SCHEMA}.mirror_outbox WHERE xid = (SELECT max(xid) FROM {SCHEMA}.mirror_outbox)",
+    )
+    assert entries == scene.outbox()
+    assert "1" == scene.ticker()["last_price"]
+
+
 def test_a_zombies_batch_is_refused(scene):
     """A relay that wakes up with rows of the past writes none of them: somebody else moved the token."""
     zombie = store.Store(scene.client, scene.place)
@@ -99,7 +125,7 @@ def test_a_zombies_batch_is_refused(scene):
         scene.step()
         commands = [store.packed("SET", scene.key("ticker", "binance", "spot", "BTC:USDT"), old.decode())]
         with pytest.raises(mirrors.LostError, match="moved"):
-            zombie.write(commands, server="x", age=0)
+            zombie.write(commands, voucher="x", age=0)
         assert "2" == scene.ticker()["last_price"]
 
 
@@ -111,7 +137,7 @@ def test_a_zombies_heartbeat_is_refused(scene):
         scene.step()
         scene.client.delete(scene.place.heartbeat)
         with pytest.raises(mirrors.LostError):
-            zombie.write([], server="x", age=0)
+            zombie.write([], voucher="x", age=0)
         assert not scene.client.exists(scene.place.heartbeat)
     time.sleep(0.11)
     scene.step()
@@ -140,7 +166,7 @@ def test_a_relay_killed_between_redis_and_postgresql_costs_a_rebuild(scene):
 
 def test_a_stuck_leader_is_replaced(scene, monkeypatch):
     """A transaction that does nothing for long is ended by the server, and another relay leads."""
-    monkeypatch.setattr(source, "LEAD_OR_NOT", source.statement(source.LEAD.replace("{idle}", "'1s'") + " SKIP LOCKED"))
+    monkeypatch.setattr(source, "LEAD_OR_NOT", source.statement(source.LEAD, idle="'1s'", skip="SKIP LOCKED"))
     stuck, _ = scene.relay.sides()
     stuck.connection.autocommit = False
     assert stuck.one(source.LEAD_OR_NOT)
@@ -189,6 +215,29 @@ def test_a_restored_copy_on_another_server_must_be_told_to_take_over(scene, monk
     monkeypatch.undo()
     scene.relay.close()
     scene.relay.rebuild("asked for", take_over=True)
+
+
+def form_of(scene: Scene, form: str) -> str:
+    return f"UPDATE {SCHEMA}.mirror_state SET form = '{form}'"
+
+
+def test_a_relay_of_an_older_helios_gives_way(scene):
+    """Beside a newer one it writes nothing more, and does not make all anew in turns; told to, it does."""
+    scene.run(form_of(scene, "2 50"), price(2))
+    for ask in (scene.step, lambda: mirrors.check(scene.relay)):
+        with pytest.raises(mirrors.NewerError, match="end this one and run the newer version"):
+            ask()
+    assert "1" == scene.ticker()["last_price"]
+    scene.relay.rebuild("asked for")
+    assert "2" == scene.ticker()["last_price"]
+
+
+@pytest.mark.parametrize("form", ["1 50", "0 9999", ""])
+def test_mirrors_of_an_older_helios_are_made_anew(scene, form):
+    """Also by a relay that has proved both sides alike before."""
+    scene.run(form_of(scene, form), price(2))
+    assert scene.step()
+    assert ("2", 2) == (scene.ticker()["last_price"], scene.relay.counts.rebuilds)
 
 
 def test_an_emptied_redis_is_filled_again(scene):
@@ -271,6 +320,37 @@ def test_the_outbox_is_small_while_an_old_snapshot_is_held(scene):
         sizes = (f"pg_total_relation_size('{SCHEMA}.{table}')" for table in ("mirror_outbox", "mirror_points"))
         [(size,)] = scene.ask(f"SELECT {' + '.join(sizes)}")
         assert size < 200_000
+
+
+@pytest.mark.parametrize("began", ["after the last batch", "before the last batch"])
+def test_a_relay_that_waits_is_woken_by_a_commit(scene, began):
+    """Whether its transaction began before the last batch or after: the server looks for it, and says so at once."""
+    source, _ = scene.relay.sides()
+    seen = []
+    waits = threading.Thread(target=lambda: seen.append(source.poll(30.0)))
+    with scene.engine.connect() as connection:
+        connection.execute(text("SELECT pg_current_xact_id()"))
+        if began == "before the last batch":
+            scene.run(price(5))
+            assert scene.step()
+        waits.start()
+        until(lambda: scene.ask("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
+        connection.execute(text(price(2)))
+        connection.commit()
+    waits.join(10)
+    assert not waits.is_alive()
+    [(_, changed, age)] = seen
+    assert changed
+    assert 0 <= age < 5
+
+
+def test_a_wait_in_vain_tells_how_old_its_answer_is(scene):
+    """The time waited is not part of the lag: the server looked at the end of it."""
+    source, store = scene.relay.sides()
+    began = time.monotonic()
+    token, changed, age = source.poll(0.1)
+    assert (store.token, False) == (token, changed)
+    assert 0 <= age <= time.monotonic() - began - 0.1
 
 
 def test_a_backlog_is_collapsed_to_one_write_for_each_key(scene):

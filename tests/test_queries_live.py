@@ -1,18 +1,15 @@
 """Live reading: from the mirror while it may be trusted, from PostgreSQL at once where it may not."""
 
-import shutil
 import signal
-import tempfile
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 import redis.asyncio
-from chaos_mirror_servers import Valkey
 from installation import engine_of, run_sql
+from mirroring import stoppable_valkey
 from redis import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -20,6 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from helios import mirrors
 from helios.errors import InputError, StaleError
+from helios.mirrors import values
 from helios.models import Interval, OrderStatus, Side
 from helios.queries import Candle, Live
 
@@ -29,15 +27,8 @@ SECOND = timedelta(seconds=1)
 @pytest.fixture(scope="module")
 def own_valkey():
     """A Valkey that tests may stop, and start again."""
-    top = Path(tempfile.mkdtemp(prefix="ht-")).resolve()
-    top.chmod(0o755)
-    (top / "s").mkdir()
-    (top / "s").chmod(0o1777)
-    server = Valkey(top, top / "s")
-    server.start()
-    yield server
-    server.close()
-    shutil.rmtree(top)
+    with stoppable_valkey() as server:
+        yield server
 
 
 @pytest.fixture
@@ -316,6 +307,20 @@ def test_another_servers_mirrors_are_not_read(live, relay, reader, instrument):
     relay.step()
     relay.client.set(live.meet(reader).mirror.place.heartbeat, "1", px=60_000)
     assert not live.price(reader, instrument).mirrored
+
+
+@pytest.mark.parametrize("form", ["0 200", "2 200"])
+def test_values_of_another_form_are_not_read(relay, client, reader, instrument, account, monkeypatch, form):
+    """A Helios that writes values otherwise relays, older or newer: its values are not misread, PostgreSQL answers."""
+    with monkeypatch.context() as patch:
+        patch.setattr(values, "FORM", form)
+        relay.rebuild("by another version of Helios")
+    live = Live(client, max_lag=SECOND * 30)
+    assert not live.price(reader, instrument).mirrored
+    assert not live.klines(reader, instrument, Interval.M1, last=3).mirrored
+    assert not live.open_orders(reader, account).mirrored
+    relay.rebuild("by this one")
+    assert live.price(reader, instrument).mirrored
 
 
 def test_a_renamed_instrument_is_not_read_by_its_old_name(live, relay, migrated, reader, instrument):

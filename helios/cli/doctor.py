@@ -1,10 +1,11 @@
-"""`helios doctor`: one page on the health of servers, schema, rights, partitions and sums."""
+"""`helios doctor`: one page on the health of servers, schema, rights, mirrors, partitions and sums."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import click
+import psycopg2
 from redis.exceptions import RedisError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
@@ -12,6 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from helios import db, queries
 from helios.cli.output import json_option, show
 from helios.errors import HeliosError
+from helios.mirrors import Status, status
+from helios.mirrors.status import MOST
 from helios.schema import environment, grants, migrations
 from helios.schema.roles import roles_of, shared_elsewhere
 from helios.settings import Settings, masked
@@ -36,6 +39,8 @@ SIZES = text("""
            count(*) FILTER (WHERE relispartition) AS partitions
     FROM pg_class WHERE relnamespace = to_regnamespace(:schema) AND relkind = 'r'
 """)
+MOST_LAG = 1.0  # seconds; a relay that lives says so ten times as often
+MOST_UNUSED = 64 << 20  # bytes that the outbox may take where nobody has ever mirrored anything
 LEAF = text("SELECT to_regclass(format('%I.%I', CAST(:schema AS text), CAST(:leaf AS text))) IS NOT NULL")
 
 
@@ -75,6 +80,7 @@ def examine_schema(connection: Connection, settings: Settings) -> Iterator[Findi
             partitions,
             instruments_are_there,
             positions_are_sums,
+            mirrors,
             leftovers,
             sizes,
         )
@@ -87,8 +93,8 @@ def attempt(check: Callable[[Connection, Settings], Finding], connection: Connec
     try:
         with connection.begin_nested():
             return check(connection, settings)
-    except DBAPIError as error:
-        said = str(error.orig).partition("\n")[0]
+    except (DBAPIError, psycopg2.Error) as error:
+        said = str(getattr(error, "orig", error)).partition("\n")[0]
         name = check.__name__.replace("_", " ")
         remedy = "use a login of the reader, writer or owner role, or mend what the server says"
         return Finding(check=name, ok=False, found=f"not checked: {said}", remedy=remedy)
@@ -171,6 +177,34 @@ def positions_are_sums(connection: Connection, _settings: Settings) -> Finding:
         )
         return Finding(check="positions", ok=False, found=found, remedy="read the account's trades from the exchange")
     return Finding(check="positions", ok=True, found="each equals the sum of its fills")
+
+
+def mirrors(connection: Connection, settings: Settings) -> Finding:
+    """Where mirrors are used a relay leads, and nowhere does what waits for one pile up."""
+    name = "mirrors"
+    try:
+        with db.create_redis(settings) as client:
+            seen = status(connection.engine, client)
+    except (HeliosError, RedisError, OSError, ValueError, TypeError):
+        return Finding(check=name, ok=True, found="not looked at, for Redis does not answer")
+    if seen.lag_seconds is not None and seen.lag_seconds <= MOST_LAG:
+        found = f"a relay leads, {seen.lag_seconds:.1f} s behind at most; {waiting(seen)}; helios mirror check compares"
+        return Finding(check=name, ok=True, found=found)
+    if seen.rebuilt_at is None and seen.backlog_bytes <= MOST_UNUSED:
+        return Finding(check=name, ok=True, found="not used")
+    if not seen.backlog:
+        return Finding(check=name, ok=True, found="no relay runs, and nothing waits; readers ask PostgreSQL")
+    last = "ever" if seen.rebuilt_at is None else f"since {seen.last_batch_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    found = f"nobody has relayed {last}: {waiting(seen)}, readers ask PostgreSQL"
+    return Finding(
+        check=name, ok=False, found=found, remedy="helios mirror run, as a service; then helios mirror check"
+    )
+
+
+def waiting(seen: Status) -> str:
+    """Tell what waits to be mirrored."""
+    entries = f"{seen.backlog:,}{' or more' if seen.backlog == MOST else ''}"
+    return f"{entries} changes wait, the outbox takes {seen.backlog_bytes / 2**20:,.1f} MiB"
 
 
 def leftovers(connection: Connection, _settings: Settings) -> Finding:

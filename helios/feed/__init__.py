@@ -4,6 +4,7 @@
     feed.take(message)         the decoded JSON of Binance, answer or stream, or a dictionary of ccxt
     feed.take_all(messages)    many in one transaction; of a burst of tickers the newest of each symbol
 
+With `redis=` candles that still run are told to Redis, for `Live.klines(..., running=True)`; else they are ignored.
 `parse` reads a message without a database. Of what is known but not kept (order books, public trades, balance changes
 that a balance follows) `Taken.ignored` says why; a type that nobody knows is refused with its name.
 """

@@ -10,7 +10,7 @@ from typing import Any
 
 from helios.errors import InputError
 from helios.feed.fields import Fields
-from helios.feed.reports import Ignored, InstrumentReport, KlineReport, TickerReport
+from helios.feed.reports import InstrumentReport, KlineReport, TickerReport
 from helios.models import InstrumentStatus, Interval
 
 STATUSES = {
@@ -151,35 +151,39 @@ def quotes_of(message: Fields, bid: str, bid_quantity: str, ask: str, ask_quanti
     return {name: value for name, value in told.items() if value is not None}
 
 
-def kline_stream(message: Fields) -> KlineReport | Ignored:
-    """Read a candle of a stream; only a closed one is kept."""
+def kline_stream(message: Fields) -> KlineReport:
+    """Read a candle of a stream, closed or still running."""
     candle = message.part("k")
-    if not candle.flag_or_none("x"):
-        return Ignored(kind="kline", reason="the candle is not closed yet")
     values: dict[str, Any] = {name: candle.number(place) for name, place in KLINE_NAMES.items()}
     return KlineReport(
         symbol=candle.text("s"),
         interval=interval_named(candle.text("i")),
         open_time=candle.moment("t"),
         trades=candle.count_or_none("n"),
+        closed=bool(candle.flag_or_none("x")),
         **values,
     )
 
 
 def klines(
     rows: Sequence[Sequence[Any]], symbol: str, interval: str | Interval, received_at: datetime
-) -> list[KlineReport | Ignored]:
-    """Read an answer of klines: arrays of twelve values; a candle that closes after `received_at` is not kept."""
+) -> list[KlineReport]:
+    """Read an answer of klines: arrays of twelve values; a candle that closes after `received_at` still runs."""
     known = interval_named(interval)
     return [kline(Fields("klines", row), symbol, known, received_at) for row in rows]
 
 
-def kline(row: Fields, symbol: str, interval: Interval, received_at: datetime) -> KlineReport | Ignored:
+def kline(row: Fields, symbol: str, interval: Interval, received_at: datetime) -> KlineReport:
     """Read one array of an answer of klines."""
-    if row.moment(6) >= received_at:
-        return Ignored(kind="klines", reason="the candle is not closed yet")
     values: dict[str, Any] = {name: row.number(place) for name, place in KLINE_PLACES.items()}
-    return KlineReport(symbol=symbol, interval=interval, open_time=row.moment(0), trades=row.count_or_none(8), **values)
+    return KlineReport(
+        symbol=symbol,
+        interval=interval,
+        open_time=row.moment(0),
+        trades=row.count_or_none(8),
+        closed=row.moment(6) < received_at,
+        **values,
+    )
 
 
 def interval_named(text: str) -> Interval:

@@ -139,20 +139,19 @@ def ticker(message: Fields, received_at: datetime, symbols: Mapping[str, str]) -
 
 def candles(
     rows: Sequence[Sequence[Any]], symbol: str, interval: str | Interval, received_at: datetime
-) -> list[KlineReport | Ignored]:
-    """Read rows of fetch_ohlcv: arrays of six values; a candle that closes after `received_at` is not kept."""
+) -> list[KlineReport]:
+    """Read rows of fetch_ohlcv: arrays of six values; a candle that closes after `received_at` still runs."""
     known = interval_named(interval)
     return [candle(Fields("ccxt's candle", row), symbol, known, received_at) for row in rows]
 
 
-def candle(row: Fields, symbol: str, interval: Interval, received_at: datetime) -> KlineReport | Ignored:
+def candle(row: Fields, symbol: str, interval: Interval, received_at: datetime) -> KlineReport:
     """Read one row of fetch_ohlcv."""
     open_time = row.moment(0)
     # A month is 31 days at most: one that was just closed waits for the next message.
-    if open_time + (interval.length or timedelta(days=31)) > received_at:
-        return Ignored(kind="ccxt's candle", reason="the candle is not closed yet")
+    closed = open_time + (interval.length or timedelta(days=31)) <= received_at
     values: dict[str, Any] = {name: row.number(place) for place, name in enumerate(CANDLE, start=1)}
-    return KlineReport(symbol=symbol, interval=interval, open_time=open_time, **values)
+    return KlineReport(symbol=symbol, interval=interval, open_time=open_time, closed=closed, **values)
 
 
 def order(message: Fields, received_at: datetime, symbols: Mapping[str, str]) -> OrderReport:

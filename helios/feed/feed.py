@@ -5,20 +5,25 @@ import random
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import greenlet_spawn
 
 from helios.db.outages import lost
 from helios.errors import InputError
 from helios.feed.market import VanishedError
 from helios.feed.recording import Known, Recorder, Taken
-from helios.feed.reports import Ignored, Report
+from helios.feed.reports import Report
+from helios.feed.running import RunningCandles, ignored, kept, told_of_candles
 from helios.feed.statements import Writer
 from helios.models import Interval
 
 if TYPE_CHECKING:
+    from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 ATTEMPTS = 10
@@ -40,14 +45,17 @@ class Feed:
 
     Args:
         factory: a session factory or an engine; each call is one transaction of it.
+        redis: of the Redis that holds the mirrors: candles that still run are told there (`Live.klines`). Without it
+            they are ignored.
         options: `exchange`, its name in lower case (binance); `market` of all messages (spot); `account`, a name, made
             with the first message about it and not needed for market data (main); `symbols`, the exchange's own symbol
             for ccxt's unified ones, where Binance's rule does not do.
 
     """
 
-    def __init__(self, factory: Factory, **options: Any) -> None:  # noqa: ANN401 - Recorder's
+    def __init__(self, factory: Factory, *, redis: "Redis | None" = None, **options: Any) -> None:  # noqa: ANN401 - Recorder's
         self.factory = factory
+        self.running = None if redis is None else RunningCandles(redis)
         self.recorder = Recorder(**options)
         self._known = Known()
 
@@ -84,9 +92,19 @@ class Feed:
 
     def write(self, reports: list[Report]) -> Taken:
         """Write what messages said, in one transaction; where another session came first, once more."""
-        ignored = [each for each in reports if isinstance(each, Ignored)]
-        if len(ignored) == len(reports):
-            return Taken(ignored=tuple(ignored))
+        running = self.running if told_of_candles(reports) else None
+        if running is not None and running.stranger:
+            with self.factory.begin() as writer:
+                running.meet(writer)
+        taken = self.stored(reports) if kept(reports) else Taken()
+        taken = replace(taken, ignored=ignored(reports, running=self.running is not None))
+        if running is None:
+            return taken
+        told = running.tell(self.recorder.exchange, self.recorder.market, reports)
+        return replace(taken, running=told)
+
+    def stored(self, reports: list[Report]) -> Taken:
+        """Write what goes into the tables."""
         for attempt in range(ATTEMPTS):
             known = self._known.copy()
             try:
@@ -105,8 +123,15 @@ class Feed:
 class AsyncFeed:
     """A Feed on asynchronous sessions; options and reading are the same, and so are the statements."""
 
-    def __init__(self, factory: "async_sessionmaker[AsyncSession]", **options: Any) -> None:  # noqa: ANN401 - Recorder's
+    def __init__(
+        self,
+        factory: "async_sessionmaker[AsyncSession]",
+        *,
+        redis: "AsyncRedis | None" = None,
+        **options: Any,  # noqa: ANN401 - Recorder's
+    ) -> None:
         self.factory = factory
+        self.running = None if redis is None else RunningCandles(redis)
         self.recorder = Recorder(**options)
         self._known = Known()
 
@@ -128,9 +153,19 @@ class AsyncFeed:
 
     async def write(self, reports: list[Report]) -> Taken:
         """Write what messages said, as `Feed.write` does."""
-        ignored = [each for each in reports if isinstance(each, Ignored)]
-        if len(ignored) == len(reports):
-            return Taken(ignored=tuple(ignored))
+        running = self.running if told_of_candles(reports) else None
+        if running is not None and running.stranger:
+            async with self.factory.begin() as session:
+                await session.run_sync(running.meet)
+        taken = await self.stored(reports) if kept(reports) else Taken()
+        taken = replace(taken, ignored=ignored(reports, running=self.running is not None))
+        if running is None:
+            return taken
+        told = await greenlet_spawn(running.tell, self.recorder.exchange, self.recorder.market, reports)
+        return replace(taken, running=told)
+
+    async def stored(self, reports: list[Report]) -> Taken:
+        """Write what goes into the tables, as `Feed.stored` does."""
         for attempt in range(ATTEMPTS):
             known = self._known.copy()
             try:

@@ -31,6 +31,7 @@ class Taken:
     orders: int = 0
     fills: int = 0
     positions: int = 0
+    running: int = 0  # series whose running candle was told to Redis
     ignored: tuple[Ignored, ...] = ()
 
 
@@ -56,7 +57,6 @@ class Sorted:
     klines: list[KlineReport] = field(default_factory=list)
     orders: list[OrderReport] = field(default_factory=list)
     balances: list[BalanceReport] = field(default_factory=list)
-    ignored: list[Ignored] = field(default_factory=list)
 
     @classmethod
     def of(cls, reports: Iterable[Report]) -> "Sorted":
@@ -69,13 +69,12 @@ class Sorted:
                 case TickerReport():
                     told.tickers.append(report)
                 case KlineReport():
-                    told.klines.append(report)
+                    if report.closed:  # others are in no table
+                        told.klines.append(report)
                 case OrderReport():
                     told.orders.append(report)
                 case BalanceReport():
                     told.balances.append(report)
-                case Ignored():
-                    told.ignored.append(report)
         return told
 
     @property
@@ -133,7 +132,7 @@ class Recorder:
         if missing:
             known.instruments |= market.instrument_ids(writer, self.exchange, self.market, missing)
         ids = known.instruments
-        taken = Taken(instruments=written, ignored=tuple(told.ignored))
+        taken = Taken(instruments=written)
         if told.orders or told.balances:
             taken = self._write_account(writer, told, known, taken)
         partitions = market.partitions_of(told.klines) - known.partitions

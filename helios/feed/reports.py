@@ -48,7 +48,7 @@ class TickerReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KlineReport:
-    """A closed candle; volumes in the base asset, quote volumes in the quote asset."""
+    """A candle, closed or still running; volumes in the base asset, quote volumes in the quote asset."""
 
     symbol: str
     interval: Interval
@@ -62,6 +62,8 @@ class KlineReport:
     trades: int | None = None
     taker_buy_volume: Decimal | None = None
     taker_buy_quote_volume: Decimal | None = None
+    #: One that still runs is in no table; a feed that was given a Redis tells it there.
+    closed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ Writing side::
     status(engine, client)                        # -> Status(lag_seconds, backlog, together, rebuilt_at, ...)
     follow(session_factory)                       # commits of its sessions are in Redis when commit() returns
     announce(session_factory)                     # commits wake the relay that runs with --listen
-    publish_candle(client, place, series, candle) # the running candle: from the feed, ten seconds long
+    publish_candles(mirror, {series: candle})     # running candles, ten seconds long: Feed(..., redis=client) does it
 
 Reading side::
 
@@ -29,17 +29,18 @@ Keys, by `Place.key(table, *natural key)`:
   ones only. Read it by `Mirror.hashes`, which gives None where the hash is not whole
 - `positions` exchange, account name: hash, `instrument id|side` -> JSON object of the columns of `positions`, market,
   symbol; flat ones too
-- `running` exchange, market, symbol, interval: one line of `values.CANDLE`; outside the heartbeat's promise
+- `running` exchange, market, symbol, interval: `values.voucher`, then one line of `values.CANDLE`; outside the
+  heartbeat's promise
 
 In JSON exact numbers are texts, moments ISO 8601 in UTC, what is not told null; in lines open_time is milliseconds.
 """
 
-from helios.mirrors.candles import publish_candle
+from helios.mirrors.candles import publish_candles, read_candle
 from helios.mirrors.checking import BehindError, Comparison, Difference, check
 from helios.mirrors.following import Follower, announce, follow
 from helios.mirrors.keys import Place
 from helios.mirrors.reading import Mirror, Seen
-from helios.mirrors.relay import ForeignError, Relay
+from helios.mirrors.relay import ForeignError, NewerError, Relay
 from helios.mirrors.service import Service
 from helios.mirrors.source import NEEDS
 from helios.mirrors.status import Status, metrics, status
@@ -56,6 +57,7 @@ __all__ = [
     "ForeignError",
     "LostError",
     "Mirror",
+    "NewerError",
     "Place",
     "Relay",
     "Seen",
@@ -65,6 +67,7 @@ __all__ = [
     "check",
     "follow",
     "metrics",
-    "publish_candle",
+    "publish_candles",
+    "read_candle",
     "status",
 ]

@@ -6,27 +6,48 @@ feed last wrote it, so a feed that died leaves no candle that seems to run.
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from inspect import isawaitable
+from typing import Any
 
-from helios.mirrors.keys import RUNNING, Place
+from sqlalchemy.util import await_only
+
+from helios.mirrors.keys import RUNNING
+from helios.mirrors.reading import Mirror
 from helios.mirrors.values import CANDLE
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 EXPIRES = timedelta(seconds=10)
 
+Series = tuple[str, str, str, str]
 
-def publish_candle(client: "Redis", place: Place, series: tuple[str, str, str, str], candle: Mapping[str, Any]) -> None:
-    """Publish a candle that still runs; it is there for ten seconds, or until the next one.
+
+def publish_candles(mirror: Mirror, candles: Mapping[Series, Mapping[str, Any]]) -> None:
+    """Publish candles that still run; each is there for ten seconds, or until the next one of its series.
 
     Args:
-        client: of the Redis that holds the mirrors.
-        place: whose mirrors.
-        series: exchange, market, symbol and interval.
-        candle: the fields of `CANDLE` by name; open_time a datetime with time zone, the rest exact numbers or None.
+        mirror: whose mirrors, in which Redis; an asynchronous client serves where `run_sync` does.
+        candles: by exchange, market, symbol and interval the fields of `CANDLE` by name; open_time a datetime with
+            time zone, the rest exact numbers or None.
 
     """
+    pipeline = mirror.client.pipeline(transaction=False)
+    for series, candle in candles.items():
+        # Whose and in which form it is, as the heartbeat says it of all the rest.
+        value = mirror.voucher + b"\n" + line_of(candle).encode()
+        pipeline.set(mirror.place.key(RUNNING, *series), value, px=EXPIRES)
+    answers = pipeline.execute()
+    if isawaitable(answers):
+        await_only(answers)
+
+
+def line_of(candle: Mapping[str, Any]) -> str:
+    """Write a candle as the mirrors' series do."""
     told = {**candle, "open_time": round(candle["open_time"].timestamp() * 1000)}
-    line = ",".join("" if told.get(name) is None else str(told[name]) for name in CANDLE)
-    client.set(place.key(RUNNING, *series), line, px=EXPIRES)
+    return ",".join("" if told.get(name) is None else str(told[name]) for name in CANDLE)
+
+
+def read_candle(mirror: Mirror, series: Series) -> bytes:
+    """Read the line that `publish_candles` wrote; empty where it is gone, another server's, or of another form."""
+    answer: Any = mirror.client.get(mirror.place.key(RUNNING, *series))
+    content = await_only(answer) if isawaitable(answer) else answer
+    voucher, _, line = (content or b"").partition(b"\n")
+    return line if voucher == mirror.voucher else b""

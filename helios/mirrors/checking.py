@@ -8,9 +8,10 @@ from typing import Any
 from helios.errors import HeliosError
 from helios.mirrors import image, keys
 from helios.mirrors.image import Writes
-from helios.mirrors.relay import Relay
+from helios.mirrors.relay import Relay, refuse_newer
 from helios.mirrors.source import Source
 from helios.mirrors.store import Store
+from helios.mirrors.values import FORM
 
 HASHES = (keys.ORDERS, keys.POSITIONS)
 
@@ -49,6 +50,7 @@ def check(relay: Relay, *, wait: float = 10.0) -> Comparison:
         wait: how many seconds what is on its way may take.
 
     Raises:
+        NewerError: a newer version of Helios relays these mirrors.
         BehindError: it took longer, or the two sides stand at different batches for so long: no relay runs.
         psycopg2.Error, RedisError, OSError: PostgreSQL or Redis is not reached.
 
@@ -59,7 +61,9 @@ def check(relay: Relay, *, wait: float = 10.0) -> Comparison:
     differences: tuple[Difference, ...] = ()
     while suspects:
         with source.leading(wait=True) as point:
-            together = point is not None and store.watch() == point.token
+            if point is not None:
+                refuse_newer(point)
+            together = point is not None and store.watch() == point.token and point.form == FORM
             differences, waiting = compare(source, store, suspects) if together else ((), suspects)
         suspects = waiting
         if suspects and time.monotonic() - began > wait:

@@ -85,7 +85,10 @@ def of_changes(cursor: Any, place: Place, changes: Changes) -> Iterator[Writes]:
     for ids in parts(changes.tickers):
         yield Writes(texts=texts(place, keys.TICKER, rows(cursor, TICKERS["ids"], [ids])))
     for pairs in parts(changes.series):
-        yield Writes(texts=texts(place, keys.KLINES, rows(cursor, SERIES["ids"], columns(pairs))))
+        for interval, instruments in by_interval(pairs).items():
+            values = {"interval": interval, "ids": [number for (number,) in instruments]}
+            found = rows(cursor, SERIES["ids"], values)
+            yield Writes(texts=texts(place, keys.KLINES, found))
     for table, statements, wanted in (
         (keys.ORDERS, ORDERS, changes.orders),
         (keys.POSITIONS, POSITIONS, changes.positions),
@@ -105,10 +108,13 @@ def of_keys(cursor: Any, place: Place, wanted: Collection[Key]) -> Writes:  # no
     for key in wanted:
         names[key.table].append(key.name)
     writes = Writes()
-    for table, statements in ((keys.TICKER, TICKERS), (keys.KLINES, SERIES)):
-        if names[table]:
-            found = rows(cursor, statements["names"], columns(names[table]))
-            writes.texts |= texts(place, table, found)
+    if names[keys.TICKER]:
+        found = rows(cursor, TICKERS["names"], columns(names[keys.TICKER]))
+        writes.texts |= texts(place, keys.TICKER, found)
+    for interval, named in by_interval(names[keys.KLINES]).items():
+        of_names = dict(zip(("exchanges", "markets", "symbols"), columns(named), strict=True))
+        found = rows(cursor, SERIES["names"], {**of_names, "interval": interval})
+        writes.texts |= texts(place, keys.KLINES, found)
     for table, statements in ((keys.ORDERS, ORDERS), (keys.POSITIONS, POSITIONS)):
         if names[table]:
             found = rows(cursor, statements["names"], columns(names[table]))
@@ -136,7 +142,15 @@ def streamed(connection: Any, statement: str) -> Iterator[list[Any]]:  # noqa: A
             yield some
 
 
-def rows(cursor: Any, statement: str, values: list[Any]) -> list[Any]:  # noqa: ANN401 - a driver's cursor
+def by_interval(series: Iterable[tuple[Any, ...]]) -> dict[str, list[tuple[Any, ...]]]:
+    """Sort series, whose last part is their interval, by it."""
+    sorted_out: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+    for *whose, interval in series:
+        sorted_out[interval].append(tuple(whose))
+    return sorted_out
+
+
+def rows(cursor: Any, statement: str, values: list[Any] | dict[str, Any]) -> list[Any]:  # noqa: ANN401 - a driver's
     """Run a query."""
     cursor.execute(statement, values)
     return list(cursor.fetchall())

@@ -11,7 +11,7 @@ from sqlalchemy.util import await_only
 
 from helios.mirrors.keys import Place
 from helios.mirrors.store import ALIVE
-from helios.mirrors.values import PRESENT
+from helios.mirrors.values import PRESENT, voucher
 from helios.models import metadata
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class Seen:
 class Mirror:
     """Reads the mirrors of one schema, of one database, of one server; no other's are taken for them.
 
+    Nor are values that a Helios of another version writes in another form.
+
     Args:
         client: of the Redis that holds them; answers are bytes (`decode_responses` off). An asynchronous one serves
             within `run_sync` of an asynchronous session.
@@ -42,7 +44,7 @@ class Mirror:
     def __init__(self, client: "Redis", place: Place, server: str) -> None:
         self.client = client
         self.place = place
-        self.server = server.encode()
+        self.voucher = voucher(server).encode()
 
     @classmethod
     def of(cls, reader: Session | Connection, client: "Redis") -> "Mirror":
@@ -68,8 +70,8 @@ class Mirror:
         for command in (("GET", self.place.heartbeat), ("PTTL", self.place.heartbeat), *commands):
             pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
         answers = pipeline.execute()
-        server, lives, *contents = await_only(answers) if isawaitable(answers) else answers
-        if lives <= 0 or server != self.server:
+        vouched, lives, *contents = await_only(answers) if isawaitable(answers) else answers
+        if lives <= 0 or vouched != self.voucher:
             return None
         return Seen(contents, timedelta(milliseconds=ALIVE - lives))
 

@@ -22,7 +22,7 @@ from helios.mirrors import image
 from helios.mirrors.keys import BUCKET
 from helios.mirrors.source import Point, Source
 from helios.mirrors.store import LostError, Store, commands_of, packed
-from helios.mirrors.values import FORM
+from helios.mirrors.values import FORM, age_of, voucher
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -34,6 +34,10 @@ PASSING = (psycopg2.Error, RedisError, LostError, OSError)
 
 class ForeignError(HeliosError):
     """Redis holds the mirrors of another server's database of the same name."""
+
+
+class NewerError(HeliosError):
+    """A newer version of Helios relays these mirrors, in a form that this one does not know."""
 
 
 AT_ONCE = 5_000  # keys and fields of one MULTI, during which Redis answers nobody else
@@ -49,6 +53,7 @@ class Counts:
     written: int = 0
     rebuilds: int = 0
     repaired: int = 0
+    audits: int = 0
     failures: int = 0
     leads: bool = False
 
@@ -80,25 +85,29 @@ class Relay:
         self.source = self.store = None
         self.proved = self.counts.leads = False
 
-    def step(self, *, wait: bool = False) -> bool:
+    def step(self, *, wait: bool = False, idle: bool = False, told: bool = False) -> bool:
         """Look once, and relay what changed; True where there was something.
 
         Args:
+            idle: stay until something changes, or the next heartbeat is due.
+            told: somebody said that something changed, so it is not asked first.
             wait: for another relay that leads; else nothing is done where one does.
 
         Raises:
             psycopg2.Error, RedisError, LostError, OSError: PostgreSQL or Redis is not reached, or another relay
                 took over; nothing is half done, and `close` prepares another attempt.
+            ForeignError, NewerError: these mirrors are not this relay's to write.
 
         """
         source, store = self.sides()
         began = time.monotonic()
-        if self.proved:
-            token, changed = source.poll()
+        if self.proved and not told:
+            token, changed, age = source.poll(BEAT - (began - self.beaten) if idle else 0.0)
             if not changed and token == store.token:
-                if began - self.beaten > BEAT:
-                    self.beat(store, source, began)
+                if (seen := time.monotonic() - age) - self.beaten > BEAT:
+                    self.beat(store, source, seen)
                 return False
+            began = time.monotonic()
         with source.leading(wait=wait) as point:
             self.counts.leads = point is not None
             if point is None:
@@ -143,6 +152,7 @@ class Relay:
 
         Asked while this relay leads, so that no other one moves the tokens meanwhile.
         """
+        refuse_newer(point)
         if store.token != point.token:
             store.watch()
         if store.token is None:
@@ -150,11 +160,9 @@ class Relay:
         refuse_foreign(source, store)
         if store.token != point.token:
             return "Redis and PostgreSQL stand at different batches"
-        if self.proved:
-            return None
-        if source.home.server != source.home.made_from:
+        if point.made_from != source.home.server:
             return "the mirrors were made from another server"
-        return None if source.home.form == FORM else "the mirrors were made by another version of Helios"
+        return None if point.form == FORM else "the mirrors were made by another version of Helios"
 
     def relay(self, source: Source, store: Store, point: Point, began: float) -> bool:
         """Relay what changed since a point."""
@@ -176,7 +184,7 @@ class Relay:
                 size += len(writes)
                 self.counts.written += len(writes)
         token = new_token(source)
-        store.write(waiting, token=token, server=source.home.server, age=time.monotonic() - began)
+        store.write(waiting, token=token, voucher=voucher(source.home.server), age=time.monotonic() - began)
         self.beaten = began
         source.advance(point, token, snapshot)
         self.counts.batches += 1
@@ -201,7 +209,7 @@ class Relay:
             store.write(commands_of(writes))
             self.counts.written += len(writes)
         token = new_token(source)
-        store.write([], token=token, server=source.home.server, age=time.monotonic() - read)
+        store.write([], token=token, voucher=voucher(source.home.server), age=time.monotonic() - read)
         source.advance(point, token, snapshot)
         source.rebuilt(reason, time.monotonic() - began)
         self.counts.rebuilds += 1
@@ -211,7 +219,7 @@ class Relay:
     def beat(self, store: Store, source: Source, began: float) -> None:
         """Say in Redis that both sides still stand at the same batch; where another relay just moved on, it says so."""
         try:
-            store.write([], server=source.home.server, age=time.monotonic() - began)
+            store.write([], voucher=voucher(source.home.server), age=time.monotonic() - began)
         except LostError:
             self.proved = False
         self.beaten = began
@@ -220,6 +228,15 @@ class Relay:
 def new_token(source: Source, kind: str = "") -> str:
     """Make a token; it begins with the server whose mirrors it stands for."""
     return f"{source.home.server}:{kind}{secrets.token_hex(8)}"
+
+
+def refuse_newer(point: Point) -> None:
+    """Refuse to touch values of a newer form: an older relay beside a newer one would make them anew in turns."""
+    if age_of(point.form) > age_of(FORM):
+        raise NewerError(
+            f"the mirrors have form {point.form!r}, and this Helios knows up to {FORM!r}: end this one and run the "
+            "newer version, or, to go back to this one, end the newer relay and run `helios mirror rebuild`"
+        )
 
 
 def refuse_foreign(source: Source, store: Store) -> None:

@@ -15,8 +15,7 @@ from helios.mirrors.relay import BEAT, PASSING, Relay
 from helios.mirrors.source import CHANNEL, connected
 
 log = logging.getLogger("helios.mirrors")
-SHORTEST, LONGEST = 0.001, 0.008  # seconds between two looks: right after something changed, and when nothing does
-TEND = 1.0  # seconds between two slices of the audit
+AUDIT, TEND = 0.25, 1.0  # seconds between two slices of the audit, and between two looks at the outbox's size
 ASIDE = 0.1  # seconds before looking again where another relay leads
 FIRST_WAIT, LAST_WAIT = 0.05, 1.0  # seconds before another attempt where PostgreSQL or Redis is down
 
@@ -27,7 +26,7 @@ class Service:
     Args:
         relay: the relay.
         listen: wait for NOTIFY, which services send after their commits (`follow`, `announce`), and look without it
-            every tenth of a second; needs a direct connection. Else it looks every 1 to 8 ms.
+            every tenth of a second; needs a direct connection. Else PostgreSQL itself looks every 3 ms.
 
     """
 
@@ -36,11 +35,11 @@ class Service:
         self.stop = Event()
         self.listens = listen
         self.listener: Any = None
-        self.nap = SHORTEST
         self.down_since: float | None = None
         self.pause = FIRST_WAIT
         self.audit = Audit(relay)
-        self.tended = 0.0
+        self.audited = self.tended = 0.0
+        self.told = False
 
     def run(self) -> None:
         """Relay until `stop` is set; what is down is waited for, with one sentence when it begins and ends.
@@ -66,28 +65,27 @@ class Service:
             self.listener.autocommit = True
             with self.listener.cursor() as cursor:
                 cursor.execute(CHANNEL)
-        worked = self.relay.step()
+        worked = self.relay.step(idle=self.listener is None, told=self.told)
+        self.told = False
         if not worked:
             self.tend()
         self.up_again()
         if worked:
-            self.nap = SHORTEST
-        elif not self.relay.counts.leads and not self.relay.proved:
+            return
+        if not self.relay.counts.leads and not self.relay.proved:
             self.stop.wait(ASIDE)
-        elif self.listener is not None:
-            if select.select([self.listener], [], [], BEAT)[0]:
-                self.listener.poll()
-                self.listener.notifies.clear()
-        else:
-            self.stop.wait(self.nap)
-            self.nap = min(self.nap * 1.3, LONGEST)
+        elif self.listener is not None and select.select([self.listener], [], [], BEAT)[0]:
+            self.listener.poll()
+            self.told = bool(self.listener.notifies)
+            self.listener.notifies.clear()
 
     def tend(self) -> None:
         """See to what nobody changed, now and then: keys that Redis lost by itself, an outbox that has grown."""
-        if self.relay.proved and time.monotonic() > self.tended + TEND:
+        if self.relay.proved and time.monotonic() > self.audited + AUDIT:
             self.audit.step()
-            if self.relay.source is not None:
-                self.relay.source.empty()
+            self.audited = time.monotonic()
+        if self.relay.source is not None and self.audited > self.tended + TEND:
+            self.relay.source.empty()
             self.tended = time.monotonic()
 
     def wait_out(self, error: BaseException) -> None:

@@ -6,9 +6,10 @@ mirror_points, because an old snapshot that somebody holds open would keep every
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Engine
@@ -21,6 +22,7 @@ from helios.models.bookkeeping import mirror_outbox, mirror_points, mirror_state
 
 NEEDS = "relays of the mirrors, of which one leads at a time,"
 LONGEST_IDLE = 10  # seconds that a leader may do nothing in its transaction, stopped or stuck, before another one leads
+EVERY = 0.003  # seconds between two looks of the server, where it is asked to wait
 TOO_BIG = 1 << 20  # bytes of outbox and points that are worth the lock under which they are emptied
 NAMES = {
     "outbox": table_name(mirror_outbox),
@@ -36,20 +38,19 @@ NAMES = {
 }
 
 
-def statement(text: str) -> str:
+def statement(text: str, **more: str) -> str:
     """Fill the tables' names in."""
-    return text.format(**NAMES)
+    return text.format(**{**NAMES, **more})
 
 
 NEWEST_POINT = "(SELECT * FROM {points} WHERE bucket = %(bucket)s ORDER BY number DESC LIMIT 1)"
 PLACE = statement("""
-    SELECT current_database()::text, {schema}, (SELECT system_identifier::text FROM pg_control_system()),
-           server::text, form
+    SELECT current_database()::text, {schema}, (SELECT system_identifier::text FROM pg_control_system())
     FROM {state} WHERE bucket = %(bucket)s
 """)
 # A look at the index for each half: EXISTS would read the whole table, of which the server keeps no statistics.
-POLL = statement(f"""
-    SELECT token, coalesce(
+POLL = f"""
+    SELECT token, coalesce(current_setting('helios.mirror_waited', true), '0'), coalesce(
         (SELECT true FROM {{outbox}}
          WHERE xid >= CAST(CAST(pg_snapshot_xmax(CAST(snapshot AS pg_snapshot)) AS text) AS bigint)
          ORDER BY xid DESC LIMIT 1),
@@ -57,20 +58,48 @@ POLL = statement(f"""
          WHERE EXISTS (SELECT FROM {{outbox}} WHERE xid = CAST(CAST(each AS text) AS bigint)) LIMIT 1),
         false)
     FROM {NEWEST_POINT} AS newest
-""")
+"""
+# The server itself looks every few milliseconds, with plans that it keeps meanwhile: a tenth of what it costs to be
+# asked as often. Nothing is left of it in the session, so it may go through a pooler.
+WAIT = f"""
+    DO $wait$
+    DECLARE
+        newest record;
+        late bigint[];
+    BEGIN
+        PERFORM set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true);
+        SELECT CAST(CAST(pg_snapshot_xmax(CAST(snapshot AS pg_snapshot)) AS text) AS bigint) AS xmax, snapshot
+            INTO newest FROM {NEWEST_POINT} AS newest;
+        late := ARRAY(SELECT CAST(CAST(each AS text) AS bigint)
+                      FROM pg_snapshot_xip(CAST(newest.snapshot AS pg_snapshot)) AS each);
+        WHILE clock_timestamp() < transaction_timestamp() + %(longest)s * interval '1 second' LOOP
+            EXIT WHEN (SELECT true FROM {{outbox}} WHERE xid >= newest.xmax ORDER BY xid DESC LIMIT 1)
+                OR (cardinality(late) > 0
+                    AND (SELECT true FROM {{outbox}} WHERE xid = ANY (late) ORDER BY xid LIMIT 1));
+            PERFORM pg_sleep(%(every)s);
+        END LOOP;
+        PERFORM set_config('helios.mirror_waited',
+                           CAST(extract(epoch FROM clock_timestamp() - transaction_timestamp()) AS text), true);
+    END
+    $wait$;
+"""
 # Moments are written in UTC and numbers found by index, whatever the session says; only in this transaction.
 # Without JIT: with a hundred partitions it compiles for half a minute what runs for a millisecond.
 LOOKS = "set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO', true), set_config('jit', 'off', true)"
 READ = statement(f"SELECT {LOOKS}")
+# Two statements in one round trip. The second sees what was committed before the lock was had; the first may not.
+# A select list is computed before its rows are locked: only that of an outer query tells that the lock is held.
 LEAD = f"""
+    WITH held AS MATERIALIZED (SELECT bucket FROM {{state}} WHERE bucket = %(bucket)s FOR UPDATE {{skip}})
     SELECT {LOOKS}, set_config('enable_seqscan', 'off', true),
            -- a token that a crash loses costs a rebuild, no data
            set_config('synchronous_commit', 'off', true),
-           set_config('idle_in_transaction_session_timeout', {{idle}}, true)
-    FROM {{state}} WHERE bucket = %(bucket)s FOR UPDATE
+           set_config('idle_in_transaction_session_timeout', {{idle}}, true),
+           set_config('helios.mirror_leads', bucket, true)
+    FROM held;
+    SELECT token, number, server::text, form FROM {NEWEST_POINT} AS newest JOIN {{state}} USING (bucket)
+    WHERE current_setting('helios.mirror_leads', true) = bucket
 """
-LEAD_OR_WAIT, LEAD_OR_NOT = statement(LEAD), statement(LEAD + " SKIP LOCKED")
-POINT = statement(f"SELECT token, number FROM {NEWEST_POINT} AS newest")
 # What the newest point's snapshot did not hold: what began after it, and what was under way then.
 CHANGED = statement(f"""
     WITH seen AS MATERIALIZED (SELECT pg_current_snapshot()::text AS now)
@@ -83,6 +112,8 @@ CHANGED = statement(f"""
     ) AS entries
     UNION ALL SELECT NULL, NULL, now FROM seen
 """)
+LEAD_OR_WAIT, LEAD_OR_NOT = statement(LEAD, skip=""), statement(LEAD, skip="SKIP LOCKED")
+POLL_NOW, WAIT_AND_POLL = statement(POLL), statement(WAIT + POLL)
 ADVANCE = statement("""
     INSERT INTO {points} (bucket, number, token, snapshot) VALUES (%(bucket)s, %(number)s, %(token)s, %(snapshot)s)
 """)
@@ -97,7 +128,8 @@ SIZE = statement("""
 """)
 EMPTY = statement("SELECT {empty}()")
 CHANNEL = statement("LISTEN {channel}")
-CALL = statement("NOTIFY {channel}")
+# A notification that a crash loses is no loss, and so waits for no disk.
+CALL = statement("BEGIN; SET LOCAL synchronous_commit TO off; NOTIFY {channel}; COMMIT")
 PATIENCE = statement("SELECT set_config('lock_timeout', '2s', true)")  # for another relay that leads
 READS_ALL = statement("SELECT set_config('enable_seqscan', 'on', true)")
 SNAPSHOT = statement("SELECT pg_current_snapshot()::text")
@@ -105,20 +137,20 @@ SNAPSHOT = statement("SELECT pg_current_snapshot()::text")
 
 @dataclass(frozen=True)
 class Point:
-    """Where the mirrors stand, as PostgreSQL knows it."""
+    """Where the mirrors stand, as PostgreSQL knows it; which server and form of values they were made from and in."""
 
     token: str
     number: int
+    made_from: str
+    form: str
 
 
 @dataclass(frozen=True)
 class Home:
-    """Which database this is, and which server the mirrors were made from last."""
+    """Which database this is, of which server."""
 
     place: Place
     server: str
-    made_from: str
-    form: str
 
 
 class Source:
@@ -130,11 +162,11 @@ class Source:
         try:
             self.connection.autocommit = True
             db.refuse_pooler(self.connection, engine.url, NEEDS)
-            database, schema, server, made_from, form = self.one(PLACE)
+            database, schema, server = self.one(PLACE)
         except BaseException:
             self.close()
             raise
-        self.home = Home(Place(database, schema, bucket), server, made_from, form)
+        self.home = Home(Place(database, schema, bucket), server)
 
     def close(self) -> None:
         """Give the connection up; a transaction that is open is rolled back."""
@@ -146,10 +178,20 @@ class Source:
             cursor.execute(query, {**self.bucket, **values})
             return cursor.fetchone()
 
-    def poll(self) -> tuple[str, bool]:
-        """Tell the newest point's token, and whether anything changed since; one look, no transaction."""
-        token, changed = self.one(POLL)
-        return token, changed
+    def poll(self, longest: float = 0.0) -> tuple[str, bool, float]:
+        """Tell the newest point's token, whether anything changed since, and how long ago that was so at most.
+
+        Args:
+            longest: how many seconds to wait for a change; the server looks meanwhile.
+
+        """
+        began = time.monotonic()
+        if longest > 0:
+            token, waited, changed = self.one(WAIT_AND_POLL, longest=longest, every=EVERY)
+        else:
+            token, waited, changed = self.one(POLL_NOW)
+        took = time.monotonic() - began
+        return token, changed, took - min(float(waited or 0), took)
 
     @contextmanager
     def leading(self, *, wait: bool = False) -> Iterator[Point | None]:
@@ -158,8 +200,8 @@ class Source:
         try:
             if wait:
                 self.one(PATIENCE)
-            held = self.one(LEAD_OR_WAIT if wait else LEAD_OR_NOT)
-            yield Point(*self.one(POINT)) if held else None
+            stands = self.one(LEAD_OR_WAIT if wait else LEAD_OR_NOT)
+            yield Point(*stands) if stands else None
             self.connection.commit()
         finally:
             if not self.connection.closed:
@@ -211,7 +253,6 @@ class Source:
         values = {"reason": reason, "milliseconds": round(seconds * 1000), "leader": here()}
         with self.connection.cursor() as cursor:
             cursor.execute(REBUILT, {**self.bucket, **values})
-        self.home = replace(self.home, made_from=self.home.server, form=FORM)
 
     def empty(self) -> bool:
         """Empty outbox and points where they have grown; False where they are small, in use, or much waits."""

@@ -10,6 +10,7 @@ from helios.mirrors.keys import BUCKET
 from helios.mirrors.relay import Relay
 from helios.mirrors.source import NEWEST_POINT, Source, statement
 from helios.mirrors.store import ALIVE
+from helios.mirrors.values import voucher
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -62,7 +63,7 @@ def status(engine: Engine, client: "Redis", bucket: str = BUCKET) -> Status:
     for command in (("GET", place.token), ("PTTL", place.heartbeat), ("GET", place.heartbeat)):
         pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
     found, lives, of = pipeline.execute()
-    alive = lives > 0 and of == server.encode()
+    alive = lives > 0 and of == voucher(server).encode()
     return Status(
         bucket=bucket,
         relayed=alive,
@@ -85,6 +86,7 @@ METRICS = {
     "written": "Keys and fields written to Redis, or found gone",
     "rebuilds": "Times that everything was mirrored anew",
     "repaired": "Keys written again that Redis had lost or changed by itself",
+    "audits": "Times that all keys were compared, slice by slice",
     "failures": "Times that PostgreSQL or Redis failed, or another relay took over",
 }
 

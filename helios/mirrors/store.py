@@ -56,14 +56,14 @@ class Store:
         return self.token
 
     def write(
-        self, commands: Iterable[bytes], *, token: str | None = None, server: str = "", age: float | None = None
+        self, commands: Iterable[bytes], *, token: str | None = None, voucher: str = "", age: float | None = None
     ) -> None:
         """Write a batch, whole or not at all.
 
         Args:
             commands: packed commands.
             token: the token to set with it; None leaves the old one.
-            server: whose mirrors these are; the heartbeat's value.
+            voucher: whose mirrors these are, and in which form; the heartbeat's value.
             age: how many seconds ago the tables were as Redis is afterwards; None sets no heartbeat.
 
         Raises:
@@ -76,7 +76,7 @@ class Store:
             body.append(packed("SET", self.place.token, token))
         if age is not None:
             lives = max(1, ALIVE - int(age * 1000) - 1)
-            body.append(packed("SET", self.place.heartbeat, server, "PX", str(lives)))
+            body.append(packed("SET", self.place.heartbeat, voucher, "PX", str(lives)))
         before = self.token
         answers = self.ask(
             packed("MULTI"), *body, packed("EXEC"), packed("WATCH", self.place.token), packed("GET", self.place.token)
@@ -103,16 +103,18 @@ class Store:
 
     def found(self) -> Iterator[list[str]]:
         """Find every key of the bucket but the token, some at a time; a key may come twice."""
+        cursor = ""
+        while cursor != "0":
+            cursor, names = self.scan(cursor or "0", 1_000)
+            yield names
+
+    def scan(self, cursor: str, about: int) -> tuple[str, list[str]]:
+        """Look at about so many keys of whomsoever: where to go on, "0" at the end, and the bucket's but the token."""
         pattern = "".join(f"\\{each}" if each in "*?[]\\" else each for each in self.place.prefix) + "*"
-        cursor = "0"
-        while True:
-            answer = self.ask(packed("SCAN", cursor, "MATCH", pattern, "COUNT", "1000"))
-            raise_any(answer)
-            cursor = answer[0][0].decode()
-            names = [name.decode() for name in answer[0][1]]
-            yield [name for name in names if name != self.place.token]
-            if cursor == "0":
-                return
+        answer = self.ask(packed("SCAN", cursor, "MATCH", pattern, "COUNT", str(about)))
+        raise_any(answer)
+        names = [name.decode() for name in answer[0][1]]
+        return answer[0][0].decode(), [name for name in names if name != self.place.token]
 
     def read(self, names: list[str], hashes: Iterable[str]) -> dict[str, Any]:
         """Read the content of keys as it is: texts, None for what is absent, dictionaries for hashes."""
@@ -162,7 +164,7 @@ def packed(*parts: str) -> bytes:
     out = [b"*%d\r\n" % len(parts)]
     for part in parts:
         data = part.encode()
-        out += (b"$%d\r\n" % len(data), data, b"\r\n")
+        out.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(out)
 
 

@@ -6,24 +6,21 @@ relay runs, Redis is down. Which side answered, an answer says; its form is the 
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from redis import Redis
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.retry import Retry
 from sqlalchemy import Select, Table, bindparam, func, select
 
 from helios.errors import InputError
-from helios.mirrors import Mirror
+from helios.mirrors import Mirror, Seen, read_candle
 from helios.mirrors.keys import KLINES as SERIES
 from helios.mirrors.keys import ORDERS as OPEN_ORDERS
 from helios.mirrors.keys import POSITIONS as HELD
 from helios.mirrors.keys import TICKER
+from helios.mirrors.patience import ASIDE, PATIENCE, impatient
 from helios.mirrors.values import CANDLE
 from helios.models import OPEN_STATUSES, Account, Instrument, Interval, Order, Position
 from helios.queries.klines import klines
@@ -32,13 +29,11 @@ from helios.queries.prices import Price, current_price
 from helios.queries.query import Reader, table_of
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis as AsyncRedis
+    from redis import Redis
 
-    Client = Redis | AsyncRedis
+    from helios.mirrors.patience import Client
 
-ASIDE = 1.0  # seconds in which a Redis that failed is left alone
 KNOWN = 600.0  # seconds after which PostgreSQL is asked anew who it is, and for its clock
-PATIENCE = timedelta(milliseconds=100)
 TRUSTED = timedelta(seconds=1)  # a relay that lives says so ten times as often
 INSTRUMENTS, ACCOUNTS, ORDERS, POSITIONS = map(table_of, (Instrument, Account, Order, Position))
 
@@ -48,11 +43,15 @@ AccountName = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Rows with fields by name, as PostgreSQL had them at `as_of` (its clock) or later; `mirrored`: who answered."""
+    """Rows with fields by name, as PostgreSQL had them at `as_of` (its clock) or later; `mirrored`: who answered.
+
+    `running` is the candle that still runs, as a feed told it within the last ten seconds; None where none did.
+    """
 
     rows: list[Any]
     as_of: datetime
     mirrored: bool
+    running: Candle | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Live:
             return price
         return current_price(reader, instrument_id(reader, instrument), max_lag=max_lag)
 
-    def klines(
+    def klines(  # noqa: PLR0913 - what is wanted, and how
         self,
         reader: Reader,
         instrument: InstrumentName,
@@ -112,13 +111,33 @@ class Live:
         *,
         last: int,
         max_lag: timedelta | None = None,
+        running: bool = False,
     ) -> Answer:
-        """Read the newest closed candles of a series as `Candle`s, oldest first.
+        """Read the newest closed candles of a series as `Candle`s, oldest first; with `running`, also the one after them.
 
         Raises:
             InputError: there is no such instrument or interval, or `last` is below 1.
 
+        """  # noqa: E501 - one sentence
+        answer = self.closed(reader, instrument, interval, last, max_lag)
+        now = self.running(reader, instrument, interval) if running else None
+        if now is None or (answer.rows and now.open_time <= answer.rows[-1].open_time):
+            return answer
+        return replace(answer, running=now)
+
+    def running(self, reader: Reader, instrument: InstrumentName, interval: Interval) -> Candle | None:
+        """Read the candle that still runs, as a feed told it within the last ten seconds; None where none did.
+
+        It is in no table and needs no relay. PostgreSQL has nothing to say where Redis fails.
         """
+        series = (*instrument, Interval(interval).value)
+        asked = self.ask(reader, lambda mirror: read_candle(mirror, series))
+        return candle_of(asked[1]) if asked and asked[1] else None
+
+    def closed(
+        self, reader: Reader, instrument: InstrumentName, interval: Interval, last: int, max_lag: timedelta | None
+    ) -> Answer:
+        """Read the newest closed candles, from either side."""
         query = klines(0, interval, last=last)  # whose checks hold for both sides
         found = self.look(reader, SERIES, (*instrument, query.parameters["interval"].value), max_lag)
         lines = found.content.splitlines()[-last:] if found else []
@@ -159,6 +178,20 @@ class Live:
 
     def look(self, reader: Reader, table: str, name: tuple[str, ...], max_lag: timedelta | None) -> Found | None:
         """Look into the mirror; None where it lacks what is wanted, lags more than allowed, or cannot be trusted."""
+
+        def read(mirror: Mirror) -> Seen | None:
+            key = mirror.place.key(table, *name)
+            return mirror.hashes(key) if table in (OPEN_ORDERS, HELD) else mirror.texts(key)
+
+        home, seen = self.ask(reader, read) or (None, None)
+        lag = self.max_lag if max_lag is None else max_lag
+        if home is None or seen is None or seen.lag > lag or seen.contents[0] is None:
+            return None
+        now = home.now()
+        return Found(seen.contents[0], now - seen.lag, now)
+
+    def ask(self, reader: Reader, read: Callable[[Mirror], Seen | bytes | None]) -> tuple[Home, Any] | None:
+        """Ask Redis, as whose mirrors; None where it fails, or is left alone because it did."""
         began = time.monotonic()
         if self.client is None or began < self.aside_until:
             return None
@@ -166,18 +199,14 @@ class Live:
             self.aside_until = began + ASIDE  # this one tries, the others go on to PostgreSQL
         home = self.home or self.meet(reader)
         try:
-            key = home.mirror.place.key(table, *name)
-            seen = home.mirror.hashes(key) if table in (OPEN_ORDERS, HELD) else home.mirror.texts(key)
+            seen = read(home.mirror)
         except (RedisError, OSError):
             self.failing, self.aside_until = True, began + ASIDE
             return None
         self.failing, self.aside_until = False, 0.0
         if seen is None or began - home.asked_at > KNOWN:
             self.home = None  # PostgreSQL may be another one by now
-        if seen is None or seen.lag > (self.max_lag if max_lag is None else max_lag) or seen.contents[0] is None:
-            return None
-        now = home.now()
-        return Found(seen.contents[0], now - seen.lag, now)
+        return home, seen
 
     def meet(self, reader: Reader) -> Home:
         """Ask PostgreSQL who it is and what its clock says."""
@@ -251,16 +280,3 @@ def instrument_id(reader: Reader, instrument: InstrumentName) -> int:
         told = " ".join(instrument)
         raise InputError(f"there is no instrument {told!r} here: name exchange, market and symbol as the table does")
     return int(number)
-
-
-def impatient(client: "Client", patience: float) -> "Client":
-    """Make a client of the same Redis that waits no longer than `patience` seconds, and tries once more at most.
-
-    Clients of redis-py try for seconds, and db.create_redis waits for five: PostgreSQL answers sooner.
-    """
-    pool: Any = client.connection_pool
-    kind: type[Any] = Retry if isinstance(client, Redis) else AsyncRetry
-    again = kind(NoBackoff(), 1, supported_errors=(RedisConnectionError,))  # an idle connection may have been closed
-    waits = {"socket_timeout": patience, "socket_connect_timeout": patience, "retry": again, "decode_responses": False}
-    own = type(pool)(connection_class=pool.connection_class, **{**pool.connection_kwargs, **waits})
-    return type(client)(connection_pool=own)
