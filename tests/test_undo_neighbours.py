@@ -190,7 +190,7 @@ def test_a_run_that_writes_while_another_is_undone(place: Place):
     with place.direct() as connection, place.run() as one, place.direct() as between:
         other = type(one)(place, connection)
         undo.begin(connection, other.id)
-        one.write("UPDATE swaps SET a = 11 WHERE id = 1")
+        one.write("UPDATE swaps SET a = 10 WHERE id = 1", "UPDATE swaps SET a = 11 WHERE id = 1")
         (plan,) = place.rows("SELECT plan FROM scenes_undo._tables WHERE name = 'scenes.swaps'")[0]
         between.exec_driver_sql(f"BEGIN; LOCK TABLE {plan}")  # between what it looks at and what it plans
         with ThreadPoolExecutor() as beside:

@@ -139,7 +139,7 @@ LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     t record;
     done bigint;
-    others CONSTANT boolean := EXISTS (SELECT FROM _runs WHERE id <> ALL (runs) AND NOT closed);
+    others CONSTANT boolean := EXISTS (SELECT FROM _runs WHERE id <> ALL (runs));
 BEGIN
     changes := '{}';
     left_to := '{}';
