@@ -97,8 +97,9 @@ def test_an_initial_load_is_refused_while_klines_are_converted(upgraded, tmp_pat
     assert [(0,)] == rows(upgraded, f"SELECT count(*) FROM {SCHEMA}.klines")
 
 
-def test_the_doctor_sees_an_unfinished_conversion(helios, upgraded):
+def test_the_doctor_sees_an_unfinished_conversion(helios, upgraded, valkey, monkeypatch):
     """With what goes on with it."""
+    monkeypatch.setenv("REDIS_URL", valkey.render_as_string(hide_password=False))
     run_sql(upgraded, f"CREATE TABLE {SCHEMA}.klines_next (LIKE {SCHEMA}.klines)")
     status, said, _ = helios("doctor")
     assert 1 == status

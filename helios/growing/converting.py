@@ -1,5 +1,6 @@
 """A conversion carried out: copied in batches, compared, swapped; killed at any moment, the next run goes on."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,20 +10,23 @@ from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from helios import db
 from helios.errors import SchemaError
 from helios.growing import swapping
 from helios.growing.places import Hypertable, place_for
 from helios.growing.planning import Plan, plan
-from helios.growing.work import CHANGES, Batch, Work
+from helios.growing.work import AT_ONCE, CHANGES, Batch, Work
 from helios.schema import preparation
 from helios.schema.roles import roles_of
 from helios.settings import Settings
 
 Result = TypeVar("Result")
+log = logging.getLogger("helios.growing")
 FEW = 200  # changes that are taken over under the lock: some milliseconds each at worst
 TRIES = 20
+SERIALIZATION_FAILURE = "40001"
 THEN = "let that end, then convert again, which goes on where this ended"
 
 
@@ -119,7 +123,7 @@ class Conversion:
 
     def compare(self) -> Iterator[Progress]:
         """Take over what changed meanwhile, and compare batch after batch."""
-        self.take_over(0)
+        self.take_over()
         while True:
             with self.working() as work:
                 total, _, agreed = work.count()
@@ -142,25 +146,25 @@ class Conversion:
                     work.done(batch, "agreed")
                     return
                 work.distrust(batch)
-            self.take_over(0)
+            self.take_over()
         raise SchemaError(
             f"klines of {batch.interval} from {batch.first:%Y-%m-%d} differ from their copy after {TRIES} looks, and "
             "nothing was put in place: somebody writes to partitions or chunks themselves; end that, then convert again"
         )
 
-    def take_over(self, few: int) -> None:
-        """Take over what changed, until no more than a few changes are left."""
+    def take_over(self) -> None:
+        """Take over what changed, until less than a transaction takes is left; beside writers there is always more."""
         while True:
             with self.working() as work:
                 taken = work.take_over()
-            if taken <= few:
+            if taken < AT_ONCE:
                 return
 
     def swap(self) -> None:
         """Put the copy in the place of klines: all that is left of changes under a brief lock, then the names."""
         self.patiently(lambda: self.in_transaction(lambda work: swapping.dress(work, self.plan.to)))
         for _ in range(TRIES):
-            self.take_over(FEW)
+            self.take_over()
             if self.patiently(self.try_to_swap):
                 return
         raise SchemaError(f"klines change faster than they can be taken over, and nothing was put in place: {THEN}")
@@ -182,7 +186,7 @@ class Conversion:
         swapping.clean_up(work.connection, self.schema, self.plan.to if self.plan.copies else self.plan.here)
 
     def compress(self, table: str, until: datetime) -> Iterator[Progress]:
-        """Compress the chunks that have ended, each in a transaction; readers go on, writers of that chunk wait."""
+        """Compress the chunks that have ended, each in a transaction; one that is written to just then is left."""
         if not isinstance(self.place, Hypertable):
             return
         with self.engine.connect() as connection:
@@ -192,10 +196,16 @@ class Conversion:
             yield Progress(stage=Stage.COMPRESSING, done=number, total=len(chunks))
 
     def compress_one(self, chunk: str) -> None:
-        """Compress a chunk."""
-        if isinstance(self.place, Hypertable):
+        """Compress a chunk; where TimescaleDB gives way to somebody who writes to it, a later run does."""
+        if not isinstance(self.place, Hypertable):
+            return
+        try:
             with self.engine.begin() as connection:
                 self.place.compress(connection, chunk)
+        except DBAPIError as error:
+            if getattr(error.orig, "pgcode", None) != SERIALIZATION_FAILURE:
+                raise
+            log.info("%s is being written to: it is compressed when this is run again", chunk)
 
     def analyze(self) -> None:
         """Tell the planner what there is now."""

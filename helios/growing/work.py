@@ -195,36 +195,58 @@ class Work:
                     SELECT ctid FROM {self.schema}.{CHANGES} LIMIT {AT_ONCE}
                 )) RETURNING *
             )
-            SELECT instrument_id, interval, first, last FROM taken ORDER BY instrument_id, interval, first
+            SELECT instrument_id, interval, first, last FROM taken ORDER BY interval, instrument_id, first
         """
         changes = self.connection.execute(text(statement)).all()
-        for (instrument_id, interval), ranges in groupby(changes, key=lambda each: (each[0], each[1])):
-            for first, last in joined((each.first, each.last) for each in ranges):
-                self.level(instrument_id, interval, first, last)
+        for interval, of_interval in groupby(changes, key=lambda each: str(each.interval)):
+            ranges = [
+                (instrument_id, *joint)
+                for instrument_id, of_series in groupby(of_interval, key=lambda each: int(each.instrument_id))
+                for joint in joined((each.first, each.last) for each in of_series)
+            ]
+            self.level(interval, ranges)
         return len(changes)
 
-    def level(self, instrument_id: int, interval: str, first: datetime, last: datetime) -> None:
-        """Make a range of a series equal to what klines holds."""
-        self.place.make_room(self.connection, interval, first, last)
+    def level(self, interval: str, ranges: list[tuple[int, datetime, datetime]]) -> None:
+        """Make ranges of series, (instrument id, first, last), equal to what klines holds."""
+        ids, firsts, lasts = (list(each) for each in zip(*ranges, strict=True))
+        binds = {"interval": interval, "ids": ids, "firsts": firsts, "lasts": lasts}
+        binds |= {"first": min(firsts), "last": max(lasts)}
+        self.place.make_room(self.connection, interval, min(firsts), max(lasts))
         key = [column.name for column in Kline.__table__.primary_key]
         others = [name for name in self.columns.split(", ") if name.strip('"') not in key]
         old, new = (", ".join(f"{table}.{name}" for name in others) for table in ("there", "excluded"))
-        in_range = "instrument_id = :id AND interval = :interval AND open_time BETWEEN :first AND :last"
-        binds = {"id": instrument_id, "interval": interval, "first": first, "last": last}
-        # Both name the range, so that each side finds it by its key.
-        gone = f"""
-            DELETE FROM {self.next} WHERE {in_range} AND open_time NOT IN (
-                SELECT open_time FROM {self.klines} WHERE {in_range}
-            )
-        """
         different = f"""
-            INSERT INTO {self.next} AS there ({self.columns}) SELECT {self.columns} FROM {self.klines} WHERE {in_range}
+            INSERT INTO {self.next} AS there ({self.columns}) SELECT {self.columns} FROM {within(self.klines)}
             ON CONFLICT (instrument_id, interval, open_time) DO UPDATE
                 SET {", ".join(f"{name} = excluded.{name}" for name in others)}
                 WHERE ({old}) IS DISTINCT FROM ({new})
         """
-        self.connection.execute(text(gone), binds)
         self.connection.execute(text(different), binds)
+        gone = f"""
+            SELECT instrument_id, array_agg(open_time) AS times FROM (
+                SELECT instrument_id, open_time FROM {within(self.next)}
+                EXCEPT SELECT instrument_id, open_time FROM {within(self.klines)}
+            ) AS gone GROUP BY instrument_id
+        """
+        delete = f"""
+            DELETE FROM {self.next} WHERE instrument_id = :id AND interval = :interval AND open_time = ANY (:times)
+        """
+        for row in self.connection.execute(text(gone), binds).all():
+            named = {"id": row.instrument_id, "interval": interval, "times": row.times}
+            self.connection.execute(text(delete), named)
+
+
+def within(table: str) -> str:
+    """Write the rows of a table within many ranges: each is looked up by the key, in partitions that hold some."""
+    return f"""
+        unnest(CAST(:ids AS integer[]), CAST(:firsts AS timestamptz[]), CAST(:lasts AS timestamptz[]))
+            AS touched (id, since, until)
+        CROSS JOIN LATERAL (
+            SELECT * FROM {table} WHERE instrument_id = id AND interval = :interval
+            AND open_time BETWEEN since AND until AND open_time BETWEEN :first AND :last OFFSET 0
+        ) AS candle
+    """
 
 
 OF_BATCH = "interval = :interval AND open_time >= :first AND open_time < :until AND instrument_id BETWEEN :a AND :b"
