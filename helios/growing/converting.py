@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import partial
 from typing import TypeVar
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from helios import db
@@ -62,7 +62,8 @@ def convert(settings: Settings, wanted: Plan) -> Iterator[Progress]:
         quoted = str(connection.scalar(text("SELECT quote_ident(:schema)"), {"schema": schema}))
         engine = db.create_migration_engine(settings, preparation.owner_role(login, settings))
         current = plan(connection, schema, wanted.to, wanted.chunk)  # somebody else may have converted meanwhile
-        yield from Conversion(engine, quoted, current, wait).run()
+        with engine.connect() as held:  # one for all batches
+            yield from Conversion(engine, held, quoted, current, wait).run()
         roles = roles_of(settings, str(connection.scalar(text("SELECT current_database()"))))
         preparation.finish(login, schema, roles, wait)
 
@@ -72,6 +73,7 @@ class Conversion:
     """The steps, each a transaction or many, on an engine of the owner; the schema is quoted."""
 
     engine: Engine
+    connection: Connection
     schema: str
     plan: Plan
     wait: float
@@ -215,8 +217,8 @@ class Conversion:
     @contextmanager
     def working(self) -> Iterator[Work]:
         """Work in a transaction."""
-        with self.engine.begin() as connection:
-            yield Work(connection, self.schema, self.place)
+        with self.connection.begin():
+            yield Work(self.connection, self.schema, self.place)
 
     def in_transaction(self, action: Callable[[Work], None]) -> None:
         """Do one thing in a transaction."""
