@@ -386,10 +386,10 @@ def test_a_feed_writes_candles(hypertable):
     feed = Feed(engine)
     first = round(DAY.timestamp()) * 1000
     candles = [[first + n * 60_000, "1", "2", "0.5", "1", str(n)] for n in range(5)]
-    assert 5 == feed.take(candles, symbol="FEED/USDT", interval="1m").klines
+    assert 5 == feed.take(candles, symbol="FEEDUSDT", interval="1m").klines
     convert(hypertable, Layout.TIMESCALEDB)
     candles[2][5] = "99"
-    feed.take(candles, symbol="FEED/USDT", interval="1m")
+    feed.take(candles, symbol="FEEDUSDT", interval="1m")
     question = f"""
         SELECT volume FROM {KLINES} JOIN {SCHEMA}.instruments ON id = instrument_id
         WHERE symbol = 'FEEDUSDT' ORDER BY open_time
