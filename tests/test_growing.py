@@ -11,7 +11,7 @@ from helios import backfill, growing
 from helios.errors import InputError, SchemaError
 from helios.growing.planning import refuse_unfit
 from helios.growing.work import MOST_ROWS, batches, joined
-from helios.schema.layout import Layout, layout_of
+from helios.layout import Layout, layout_of
 
 SCHEMA = "helios_trading"
 DAY = datetime(2025, 3, 1, tzinfo=UTC)

@@ -19,8 +19,8 @@ from helios.backfill.reading import OutOfBoundsError, OutOfOrderError
 from helios.backfill.report import Mode, Report, Stage
 from helios.backfill.tiers import Tier
 from helios.errors import HeliosError, InputError, RightsError
+from helios.layout import Layout, layout_of
 from helios.models import Interval, Kline
-from helios.schema.layout import Layout, layout_of
 
 if TYPE_CHECKING:
     from helios.backfill.loading import Load

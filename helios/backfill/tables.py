@@ -10,8 +10,8 @@ from sqlalchemy.dialects.postgresql import insert
 from helios.backfill.reading import Reading
 from helios.backfill.source import Source
 from helios.errors import HeliosError
+from helios.layout import Layout, layout_of
 from helios.models import DataQualityMetric, Instrument, Kline, KlineFile
-from helios.schema.layout import Layout, layout_of
 
 KEY = ("instrument_id", "open_time")
 PLAIN_VALUES = ("open", "high", "low", "close", "volume")

@@ -13,8 +13,8 @@ from helios import db, queries
 from helios.cli.output import json_option, show
 from helios.cli.retain import size
 from helios.errors import HeliosError
+from helios.layout import Layout, layout_of, size_of
 from helios.schema import environment, grants, migrations
-from helios.schema.layout import Layout, layout_of, size_of
 from helios.schema.roles import roles_of, shared_elsewhere
 from helios.settings import Settings, masked
 from helios.testing import undo

@@ -6,6 +6,6 @@ meanwhile, every batch is compared, and under a brief lock the copy takes the pl
 
 from helios.growing.converting import Progress, Stage, convert
 from helios.growing.planning import DEFAULT_CHUNK, Plan, plan
-from helios.schema.layout import Layout
+from helios.layout import Layout
 
 __all__ = ["DEFAULT_CHUNK", "Layout", "Plan", "Progress", "Stage", "convert", "plan"]

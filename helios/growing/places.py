@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, text
 
 from helios.growing.planning import Plan
+from helios.layout import EXTENSION_SCHEMA, Layout
 from helios.models import Interval
-from helios.schema.layout import EXTENSION_SCHEMA, Layout
 
 NEXT = "klines_next"
 # The least number of hash partitions that keeps every interval apart: then no chunk holds two intervals, so that one

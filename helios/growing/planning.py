@@ -6,8 +6,8 @@ from datetime import timedelta
 from sqlalchemy import Connection, text
 
 from helios.errors import InputError, SchemaError
+from helios.layout import Layout, layout_of, size_of, timescaledb
 from helios.schema import preparation
-from helios.schema.layout import Layout, layout_of, size_of, timescaledb
 
 OLDEST = (2, 18)  # of TimescaleDB: the first that calls its compression a columnstore
 DEFAULT_CHUNK = timedelta(days=28)

@@ -4,7 +4,7 @@ from sqlalchemy import Connection, text
 
 from helios.growing.places import NEXT, run
 from helios.growing.work import BATCHES, CHANGES, NOTE, Work
-from helios.schema.layout import Layout
+from helios.layout import Layout
 
 FORMER, KEPT = "klines_former", "make_kline_partition_kept"
 KEY, MAKER = "pk_klines", "make_kline_partition"

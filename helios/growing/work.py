@@ -13,9 +13,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select, text
 
 from helios.growing.places import NEXT, Hypertable, Partitions, run
+from helios.layout import Layout
 from helios.models import Interval, Kline
 from helios.queries.klines import series_present
-from helios.schema.layout import Layout
 
 BATCHES, CHANGES, NOTE = "klines_batches", "klines_changes", "note_kline_changes"
 MOST_ROWS = 100_000  # of a batch: about a second

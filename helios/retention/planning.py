@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, Table, func, select, text
 
+from helios.layout import Layout, layout_of
 from helios.models import DataQualityMetric, Interval, Kline, Order, OrderHistory, Signal
 from helios.models.orders import OPEN_STATUSES
 from helios.retention.policy import Policy, Rule, Subject
-from helios.schema.layout import Layout, layout_of
 
 SCHEMA = str(Kline.__table__.schema)
 # Tables of their own, because a partition that a killed run has detached is none any more. The mark is written into
