@@ -18,6 +18,7 @@ from helios.backfill.reading import OutOfBoundsError, OutOfOrderError
 from helios.backfill.report import Mode, Report
 from helios.backfill.tiers import Tier
 from helios.errors import HeliosError, InputError, RightsError
+from helios.layout import Layout, layout_of
 from helios.models import Interval, Kline
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Initial:
         quote = self.connection.dialect.identifier_preparer.quote
         self.klines = tables.quoted(self.connection, Kline.__table__)
         self.schema = quote(str(Kline.__table__.schema))
+        self.refuse_unfit()
         self.become_owner()
         self.backend = self.ask("SELECT pg_backend_pid()")  # in names, so that two loads do not meet
 
@@ -82,6 +84,22 @@ class Initial:
             instrument_id = tables.hold_instrument(self.connection, load.source)
             tables.lock_series(self.connection, instrument_id, load.source)
             return load.copied(Mode.INITIAL, bounds, instrument_id, places or [self.klines])
+
+    def refuse_unfit(self) -> None:
+        """Refuse klines without partitions, and those being converted, because no trigger notes what is exchanged.
+
+        Raises:
+            InputError: so it is.
+
+        """
+        layout = layout_of(self.connection, str(Kline.__table__.schema))
+        if layout is not Layout.PARTITIONS:
+            raise InputError(f"--initial fills partitions, and klines are {layout}: load without --initial")
+        if self.ask("SELECT to_regclass(:name) IS NOT NULL", name=f"{self.schema}.klines_next"):
+            raise InputError(
+                "klines are being converted, and --initial would pass by that: load without --initial, or finish "
+                "`helios klines convert` before"
+            )
 
     def become_owner(self) -> None:
         """Act as the role that owns the klines, until the transaction ends."""
@@ -163,6 +181,9 @@ class Initial:
             self.build_key(interval, year, leaf)
         for interval in sorted({interval for interval, _ in self.leaves}):
             self.lock(interval)
+        # As a writer does: a conversion that begins waits for this, and one that has begun is seen.
+        self.run(f"LOCK TABLE ONLY {self.klines} IN ROW EXCLUSIVE MODE")
+        self.refuse_unfit()
         for (interval, year), leaf in self.leaves.items():
             self.exchange(interval, year, leaf)
 

@@ -4,12 +4,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, exists, func, select, text, update
+from sqlalchemy import Connection, Table, exists, func, select, text, true, update
 from sqlalchemy.dialects.postgresql import insert
 
 from helios.backfill.reading import Reading
 from helios.backfill.source import Source
 from helios.errors import HeliosError
+from helios.layout import Layout, layout_of
 from helios.models import DataQualityMetric, Instrument, Kline, KlineFile
 
 KEY = ("instrument_id", "open_time")
@@ -106,7 +107,9 @@ def lock_series(connection: Connection, instrument_id: int, source: Source) -> N
 
 def missing_partitions(connection: Connection, source: Source, years: list[int]) -> list[int]:
     """List the years that have no partition of this interval."""
-    schema = Kline.__table__.schema
+    schema = str(Kline.__table__.schema)
+    if layout_of(connection, schema) is not Layout.PARTITIONS:
+        return []
     there = text("SELECT to_regclass(format('%I.%I', CAST(:schema AS text), CAST(:name AS text))) IS NOT NULL")
     return [
         year
@@ -177,6 +180,10 @@ def copy(connection: Connection, into: str, values: tuple[str, ...], reading: Re
 def make_stage(connection: Connection) -> None:
     """Make a table of this transaction alone, like the klines."""
     klines = quoted(connection, Kline.__table__)
+    if layout_of(connection, str(Kline.__table__.schema)) is Layout.TIMESCALEDB:
+        # A corrected file may touch more rows than TimescaleDB decompresses in a transaction unless told.
+        limit = "timescaledb.max_tuples_decompressed_per_dml_transaction"
+        connection.execute(select(func.set_config(limit, "0", true())))
     connection.execute(text(f"CREATE TEMPORARY TABLE {STAGE.split('.')[1]} (LIKE {klines}) ON COMMIT DROP"))
 
 

@@ -1,4 +1,4 @@
-"""Commands of klines: load files, list the series, draw or print candles."""
+"""Commands of klines: load files, list the series, draw or print candles, move them to another layout."""
 
 import os
 import sys
@@ -10,6 +10,7 @@ import click
 
 from helios import db, queries
 from helios.cli import charts
+from helios.cli.convert import convert
 from helios.cli.instruments import Moment, exchange_option, market_option, the_instrument
 from helios.cli.load import INTERVALS, load
 from helios.cli.output import json_option, out, show, talk
@@ -20,11 +21,12 @@ from helios.settings import Settings
 
 @click.group(epilog="Example: helios klines load BTCUSDT-1m-2025-01.zip && helios klines list")
 def klines() -> None:
-    """Load, list, show and retain klines (candles)."""
+    """Load, list, show, retain and convert klines (candles)."""
 
 
 klines.add_command(load)
 klines.add_command(retain_klines)
+klines.add_command(convert)
 
 
 @klines.command("list", epilog="Example: helios klines list --json")

@@ -24,10 +24,9 @@ from helios import db
 from helios.errors import SchemaError
 from helios.models import KlineFile, Order, OrderHistory
 from helios.models.orders import OPEN_STATUSES
-from helios.retention.planning import MARK, MARKED, PARTS, SCHEMA, Part, Plan, Share, State, age_column, table_of
+from helios.retention.planning import MARK, SCHEMA, Part, Plan, Share, State, age_column, parts_of, table_of
 from helios.retention.policy import Subject
 from helios.schema import preparation
-from helios.schema.roles import roles_of
 from helios.settings import Settings
 
 Result = TypeVar("Result")
@@ -64,21 +63,13 @@ def apply(settings: Settings, plan: Plan, *, batch: int = BATCH) -> Iterator[Rem
     wait = settings.database_migration_wait
     login = db.create_migration_engine(settings)
     with db.reaching(login.url), preparation.alone(login, settings.database_schema, wait):
-        engine = db.create_migration_engine(settings, owner_role(login, settings))
+        engine = db.create_migration_engine(settings, preparation.owner_role(login, settings))
         work = Work(engine, wait, batch)
         for part in plan.going:
             if work.drop(part):
                 yield Removed(part.name, part.rows)
         for share in plan.shares:
             yield Removed(share.rule.name, work.delete(share))
-
-
-def owner_role(login: Engine, settings: Settings) -> str | None:
-    """Name the role that owns the tables, where the login may become it; None stays the login."""
-    with login.connect() as connection:
-        roles = roles_of(settings, str(connection.scalar(text("SELECT current_database()"))))
-        names = {"owner": roles.owner, "schema": settings.database_schema}
-        return roles.owner if connection.scalar(preparation.OWNED, names) else None
 
 
 @dataclass
@@ -90,7 +81,9 @@ class Work:
     batch: int
 
     def drop(self, part: Part) -> bool:
-        """Detach and drop one partition; False when somebody else has done so."""
+        """Detach and drop one partition, or drop a chunk; False when somebody else has done so."""
+        if part.state is State.CHUNK:
+            return self.patiently(lambda: self.remove_chunk(part))
         concurrently = self.patiently(lambda: self.mark(part))
         if concurrently is None:
             return False
@@ -143,6 +136,19 @@ class Work:
             mirror = f"SELECT {self.quoted('mirror_series')}(CAST(:part AS regclass))"
             connection.execute(text(mirror), {"part": self.quoted(part.name)})
             run(connection, f"DROP TABLE {self.quoted(part.name)}")
+
+    def remove_chunk(self, part: Part) -> bool:
+        """Drop a chunk, and forget the files that were loaded into it; False when it is gone."""
+        with self.engine.begin() as connection:
+            if look(connection, part) is None:
+                return False
+            self.expect(connection, part)
+            connection.execute(forget_files(part))
+            chunk = f"{self.quote(part.home)}.{self.quote(part.name)}"
+            mirror = f"SELECT {self.quoted('mirror_series')}(CAST(:part AS regclass))"
+            connection.execute(text(mirror), {"part": chunk})
+            run(connection, f"DROP TABLE {chunk}")
+        return True
 
     def expect(self, connection: Connection, part: Part) -> State:
         """Find the partition as the plan showed it, and tell where it stands now."""
@@ -203,13 +209,17 @@ class Work:
 
     def quoted(self, name: str) -> str:
         """Quote a table with its schema."""
-        quote = self.engine.dialect.identifier_preparer.quote_identifier
-        return f"{quote(SCHEMA)}.{quote(name)}"
+        return f"{self.quote(SCHEMA)}.{self.quote(name)}"
+
+    def quote(self, name: str) -> str:
+        """Quote an identifier."""
+        return self.engine.dialect.identifier_preparer.quote_identifier(name)
 
 
 def look(connection: Connection, part: Part) -> Row[Any] | None:
     """Find a partition by its number in the catalog, which no other table will have."""
-    return connection.execute(PARTS, {"schema": SCHEMA, "marked": MARKED, "oid": part.oid}).one_or_none()
+    found = parts_of(connection, part.oid)
+    return found[0] if found else None
 
 
 def run(connection: Connection, statement: str) -> None:

@@ -1,13 +1,15 @@
 """What a policy would remove, and what would remain: looked up, nothing changed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Select, Table, func, select, text
+from sqlalchemy import Connection, Row, Select, Table, func, select, text
 
-from helios.models import DataQualityMetric, Kline, Order, OrderHistory, Signal
+from helios.layout import Layout, layout_of
+from helios.models import DataQualityMetric, Interval, Kline, Order, OrderHistory, Signal
 from helios.models.orders import OPEN_STATUSES
 from helios.retention.policy import Policy, Rule, Subject
 
@@ -49,20 +51,60 @@ PARTS = text(r"""
 """)
 
 
+# The same of a hypertable. A slice of the second dimension holds one interval, which its hash tells.
+CHUNKS = text("""
+    SELECT class.oid::bigint, chunk.table_name::text AS name, chunk.schema_name::text AS home, known.interval,
+           'chunk' AS state, NULL AS parent,
+           to_timestamp(times.range_start / 1000000) AS lower, to_timestamp(times.range_end / 1000000) AS upper,
+           pg_total_relation_size(class.oid) + coalesce(pg_total_relation_size(packed.oid), 0) AS bytes,
+           greatest(class.reltuples, 0)::bigint + coalesce((
+               SELECT numrows_pre_compression FROM _timescaledb_catalog.compression_chunk_size AS size
+               WHERE size.chunk_id = chunk.id
+           ), 0) AS rows
+    FROM _timescaledb_catalog.hypertable AS hyper
+    JOIN _timescaledb_catalog.chunk ON chunk.hypertable_id = hyper.id
+    JOIN pg_class AS class ON class.oid = to_regclass(format('%I.%I', chunk.schema_name, chunk.table_name))
+    LEFT JOIN _timescaledb_catalog.chunk AS beside ON beside.id = chunk.compressed_chunk_id
+    LEFT JOIN pg_class AS packed ON packed.oid = to_regclass(format('%I.%I', beside.schema_name, beside.table_name))
+    CROSS JOIN LATERAL (
+        SELECT range_start, range_end FROM _timescaledb_catalog.chunk_constraint AS holds
+        JOIN _timescaledb_catalog.dimension_slice AS slice ON slice.id = holds.dimension_slice_id
+        JOIN _timescaledb_catalog.dimension ON dimension.id = slice.dimension_id
+        WHERE holds.chunk_id = chunk.id AND dimension.column_name = 'open_time'
+    ) AS times
+    CROSS JOIN LATERAL (
+        SELECT name AS interval FROM _timescaledb_catalog.chunk_constraint AS holds
+        JOIN _timescaledb_catalog.dimension_slice AS slice ON slice.id = holds.dimension_slice_id
+        JOIN _timescaledb_catalog.dimension ON dimension.id = slice.dimension_id
+        CROSS JOIN unnest(CAST(:intervals AS text[])) AS name
+        WHERE holds.chunk_id = chunk.id AND dimension.column_name = 'interval'
+          AND _timescaledb_functions.get_partition_hash(name) >= slice.range_start
+          AND _timescaledb_functions.get_partition_hash(name) < slice.range_end
+    ) AS known
+    WHERE hyper.schema_name = :schema AND hyper.table_name = 'klines'
+      AND class.oid = coalesce(CAST(:oid AS bigint), class.oid::bigint)
+    ORDER BY times.range_start, chunk.id
+""")
+
+
 class State(StrEnum):
-    """Where a partition stands; the last two are what a killed run left."""
+    """Where a partition stands, the second and third are what a killed run left; or that it is a hypertable's chunk."""
 
     ATTACHED = "attached"
     DETACHING = "detaching"
     DETACHED = "detached"
+    CHUNK = "chunk"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A partition of klines: candles open from `lower` up to `upper`; `rows` is an estimate, `cutoff` its rule's."""
+    """A partition or chunk of klines: candles open from `lower` up to `upper`; `rows` is an estimate, `cutoff` its
+    rule's, `home` the schema of its table.
+    """  # noqa: D205 - one sentence, longer than a line
 
     oid: int
     name: str
+    home: str = SCHEMA
     parent: str | None
     interval: str
     state: State
@@ -80,7 +122,8 @@ class Part:
     @property
     def reason(self) -> str:
         """Say why it goes or stays."""
-        left = "" if self.state is State.ATTACHED else f", {self.state} by a run that was killed"
+        whole = self.state in (State.ATTACHED, State.CHUNK)
+        left = "" if whole else f", {self.state} by a run that was killed"
         if self.cutoff is None:
             return f"kept forever{left}"
         if self.goes:
@@ -128,7 +171,7 @@ def plan(connection: Connection, policy: Policy, *, now: datetime | None = None)
     now = now or connection.execute(select(func.now())).scalar_one()
     order = [each.interval.value for each in policy.rules if each.interval]
     parts = []
-    for row in connection.execute(PARTS, {"schema": SCHEMA, "marked": MARKED, "oid": None}):
+    for row in parts_of(connection):
         rule = policy.of_klines(row.interval)
         if rule is not None:
             values = {**row._mapping, "state": State(row.state)}  # noqa: SLF001 - SQLAlchemy's public name
@@ -136,6 +179,14 @@ def plan(connection: Connection, policy: Policy, *, now: datetime | None = None)
     parts.sort(key=lambda each: (order.index(each.interval), each.lower))
     shares = [share_of(connection, rule, rule.age.before(now)) for rule in policy.of_rows() if rule.age]
     return Plan(now=now, parts=parts, shares=shares)
+
+
+def parts_of(connection: Connection, oid: int | None = None) -> Sequence[Row[Any]]:
+    """Look up the partitions of klines, or the chunks; with `oid`, that one."""
+    if layout_of(connection, SCHEMA) is Layout.TIMESCALEDB:
+        told = {"schema": SCHEMA, "oid": oid, "intervals": [each.value for each in Interval]}
+        return connection.execute(CHUNKS, told).all()
+    return connection.execute(PARTS, {"schema": SCHEMA, "marked": MARKED, "oid": oid}).all()
 
 
 def share_of(connection: Connection, rule: Rule, cutoff: datetime) -> Share:

@@ -11,7 +11,8 @@ from sqlalchemy.exc import DBAPIError
 
 from helios.errors import RightsError, SchemaError
 from helios.schema import grants
-from helios.schema.roles import Roles, shared_elsewhere
+from helios.schema.roles import Roles, roles_of, shared_elsewhere
+from helios.settings import Settings
 
 Result = TypeVar("Result")
 log = logging.getLogger("helios.schema")
@@ -120,6 +121,14 @@ def migrator(connection: Connection, schema: str) -> str | None:
         if connection.scalar(MIGRATES, {"schema": schema})
         else None
     )
+
+
+def owner_role(login: Engine, settings: Settings) -> str | None:
+    """Name the role that owns the tables, where the login may become it; None stays the login."""
+    with login.connect() as connection:
+        roles = roles_of(settings, str(connection.scalar(text("SELECT current_database()"))))
+        names = {"owner": roles.owner, "schema": settings.database_schema}
+        return roles.owner if connection.scalar(OWNED, names) else None
 
 
 def prepare(engine: Engine, schema: str, roles: Roles, wait: float) -> str | None:

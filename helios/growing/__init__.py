@@ -1,0 +1,11 @@
+"""Klines moved to what holds more of them, and back: partitions, or a TimescaleDB hypertable; beside trading.
+
+`plan` looks and refuses, `convert` does it: what is there is copied in batches while triggers note what changes
+meanwhile, every batch is compared, and under a brief lock the copy takes the place of the table.
+"""
+
+from helios.growing.converting import Progress, Stage, convert
+from helios.growing.planning import DEFAULT_CHUNK, Plan, plan
+from helios.layout import Layout
+
+__all__ = ["DEFAULT_CHUNK", "Layout", "Plan", "Progress", "Stage", "convert", "plan"]
