@@ -418,6 +418,10 @@ def recover(scene: Scene, tally: Counter[str]) -> None:
             for name in sorted({*before, *now}, key=str):
                 if before.get(name) != now.get(name):
                     say(f"wrong: {name!r} was {before.get(name)!r}, is {now.get(name)!r}")
+        say(f"runs still known: {rows(scene.url, f'SELECT * FROM {SCHEMA}_undo._runs')}")
+        for (log,) in rows(scene.url, f"SELECT log FROM {SCHEMA}_undo._tables"):
+            if found := rows(scene.url, f"SELECT xmin::text, * FROM {log} LIMIT 5"):
+                say(f"still in {log}: {found}")
         scene.before = after
 
 
