@@ -414,15 +414,20 @@ def recover(scene: Scene, tally: Counter[str]) -> None:
     after = scene.state()
     if after != scene.before:
         tally["wrong"] += 1
-        for before, now in zip(scene.before, after, strict=True):
-            for name in sorted({*before, *now}, key=str):
-                if before.get(name) != now.get(name):
-                    say(f"wrong: {name!r} was {before.get(name)!r}, is {now.get(name)!r}")
-        say(f"runs still known: {rows(scene.url, f'SELECT * FROM {SCHEMA}_undo._runs')}")
-        for (log,) in rows(scene.url, f"SELECT log FROM {SCHEMA}_undo._tables"):
-            if found := rows(scene.url, f"SELECT xmin::text, * FROM {log} LIMIT 5"):
-                say(f"still in {log}: {found}")
+        tell_differences(scene, after)
         scene.before = after
+
+
+def tell_differences(scene: Scene, after: tuple[object, object]) -> None:
+    """Say what is wrong, and what the log still holds."""
+    for before, now in zip(scene.before, after, strict=True):
+        for name in sorted({*before, *now}, key=str):
+            if before.get(name) != now.get(name):
+                say(f"wrong: {name!r} was {before.get(name)!r}, is {now.get(name)!r}")
+    say(f"runs still known: {rows(scene.url, f'SELECT * FROM {SCHEMA}_undo._runs')}")
+    for (log,) in rows(scene.url, f"SELECT log FROM {SCHEMA}_undo._tables"):
+        if found := rows(scene.url, f"SELECT xmin::text, * FROM {log} LIMIT 5"):
+            say(f"still in {log}: {found}")
 
 
 def chaos(folder: Path, rounds: int, seed: int, most: int = 2) -> Counter[str]:
