@@ -117,12 +117,14 @@ local function split(known)
   return string.sub(known, 1, space - 1), string.sub(known, space + 1)
 end
 
+local beside -- asked for once in each call, not for each key
 local function others(run)
-  local found = {{}}
+  if beside then return beside end
+  beside = {{}}
   for _, id in ipairs(call('HKEYS', RUNS)) do
-    if id ~= run then found[#found + 1] = id end
+    if id ~= run then beside[#beside + 1] = id end
   end
-  return found
+  return beside
 end
 
 -- the run that left a key as it is, but for one; `roughly` gives its rough fingerprint, where the run noted such a one
@@ -144,11 +146,6 @@ local function read(image)
     sequence = tonumber(sequence), before = before, left = left, expiry = tonumber(expiry),
     was = string.sub(image, ends + 1, ends + length), dump = string.sub(image, ends + length + 1),
   }}
-end
-
-local function written(image)
-  local head = image.sequence .. ' ' .. image.before .. ' ' .. image.left .. ' ' .. (image.expiry or '-')
-  return head .. ' ' .. #image.was .. ' ' .. image.was .. (image.dump or '')
 end
 """
 
@@ -213,8 +210,9 @@ local log, head = left .. ':' .. scope, scope .. ' '
 local function save(field, before, left_by, was, dump, expiry)
   sequence = sequence or call('INCR', SEQUENCE)
   images[#images + 1] = field
-  images[#images + 1] =
-    written({{sequence = sequence, before = before, left = left_by, was = was or '', dump = dump, expiry = expiry}})
+  was = was or ''
+  local head = sequence .. ' ' .. before .. ' ' .. left_by .. ' ' .. (expiry or '-')
+  images[#images + 1] = head .. ' ' .. #was .. ' ' .. was .. (dump or '')
 end
 
 local function keep(name, flat)
@@ -237,7 +235,7 @@ local function before(key, field, known)
   if roughly and not unchanged then is, dump, expiry = look(key, false) end
   if elsewhere then call('SELECT', 0) end
   if at == scope and unchanged then return roughly end
-  local left_by = unchanged and 'u' or left_by_another_run(run, field, is, function()
+  local left_by = unchanged and 'u' or others(run)[1] and left_by_another_run(run, field, is, function()
     if elsewhere then call('SELECT', database) end
     local found = look(key, true)
     if elsewhere then call('SELECT', 0) end

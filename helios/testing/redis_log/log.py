@@ -42,6 +42,11 @@ if scope < 0 then scope, cursor = newest(), '0' end
 if scope < 0 then return {-1, '0', 0, 0, kept} end
 local log = PREFIX .. run .. ':' .. scope
 
+local function written(image)
+  local head = image.sequence .. ' ' .. image.before .. ' ' .. image.left .. ' ' .. (image.expiry or '-')
+  return head .. ' ' .. #image.was .. ' ' .. image.was .. (image.dump or '')
+end
+
 -- The images of a key that were left by a run, in the logs of the others; the earliest first.
 local function saved_over(field)
   local found = {}
