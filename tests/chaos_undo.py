@@ -220,13 +220,16 @@ def victim() -> None:
             print(json.dumps(process.pid), flush=True)  # noqa: T201 - a program
             works = [Work(random.Random(), db.create_engine(poolclass=NullPool), run.redis) for _ in range(2)]  # noqa: S311 - chance
             threads = [threading.Thread(target=each.until_stopped, daemon=True) for each in works]
-            for each in threads:
-                each.start()
-            time.sleep(ROUNDS_PER_TEST + random.random())  # noqa: S311 - chance
-            for each in works:
-                each.stop.set()
-            for each in threads:
-                each.join()
+            try:
+                for each in threads:
+                    each.start()
+                time.sleep(ROUNDS_PER_TEST + random.random())  # noqa: S311 - chance
+            finally:  # a thread that outlives its run has no label any more
+                for each in works:
+                    each.stop.set()
+                for each in threads:
+                    if each.is_alive():
+                        each.join()
             process.kill()
             process.wait()
             run.leave()

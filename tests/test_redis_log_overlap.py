@@ -1,6 +1,7 @@
 """Runs that overlap in one Redis: whatever each writes, and whoever ends first, in the end all is as it was."""
 
 import os
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +10,7 @@ from own_servers import client
 
 from helios import label
 from helios.label.clients import RecordedRedis
+from helios.label.recording import Recording
 from helios.testing import redis_log
 
 KEYS = ("list", "text", "new", "brief")
@@ -108,3 +110,32 @@ def test_whoever_ends_first_all_is_as_it_was(plain, recorded, steps, backwards):
     assert before == redis_log.digest(plain)
     assert [] == [each for each in overlapping.told if each.what == "kept"]
     assert [] == plain.keys("helios:undo:*")
+
+
+def test_an_undo_between_a_commands_image_and_the_command(plain, recorded, monkeypatch):
+    """What hands its images over to another run touches no key; the command is tried again all the same."""
+    furnish(plain)
+    before = redis_log.digest(plain)
+    overlapping = Overlapping(plain, recorded)
+    overlapping.take("write", 0, 0, "new", 1)
+    overlapping.take("write", 1, 0, "new", 2)
+    for run in ("1", "2"):
+        monkeypatch.setenv(label.VARIABLE, run)
+        recorded.zadd("new", {"a": run})
+    watched, undone = Recording.watched, []
+
+    def interrupted(*given, **named):
+        steps, reply = watched(*given, **named), None
+        with suppress(StopIteration):
+            while True:
+                step = steps.send(reply)
+                if step.commands[0] == ("MULTI",) and not undone:
+                    undone.append(redis_log.undo(plain, 1))
+                reply = yield step
+        return reply[-1][:-1] if reply[-1] else None
+
+    monkeypatch.setattr(Recording, "watched", interrupted)
+    monkeypatch.setenv(label.VARIABLE, "1")
+    assert (7, 1) == (recorded.zadd("new", {"a": 5}, incr=True), len(undone))  # no command that a script can answer
+    overlapping.end_all(backwards=False)
+    assert before == redis_log.digest(plain)

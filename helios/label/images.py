@@ -7,7 +7,7 @@ a script may only touch keys of one slot, each slot would have a log under a tag
     ...sequence         number  the order of images of overlapping runs
     ...<run>            hash    scope -> the number that the last mark gave; <database>:<key> -> the scope of its newest
                                 image, and the fingerprint of what the run's last write left
-    ...<run>:turn       number  changes with every mark, for WATCH
+    ...<run>:turn       number  changes with every mark and undo, for WATCH
     ...<run>:<scope>    hash    <database>:<key> -> the image from before the first write in this scope
 
 An image is `<sequence> <scope of the image before it, or -> <who left it so: another run, u the same run, n nobody or

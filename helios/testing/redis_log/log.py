@@ -105,6 +105,8 @@ local function put_back(key, image, is)
 end
 
 call('HDEL', left, '') -- a script that has written already is not refused for want of memory
+-- A command whose image is saved, and which is not done yet, has to save it again.
+if call('EXISTS', left .. ':turn') == 1 then call('INCR', left .. ':turn') end
 local page = call('HSCAN', log, cursor, 'COUNT', count)
 local fields, images, gone, forgotten, seen = {}, {}, {}, {}, {}
 for i = 1, #page[2], 2 do
