@@ -268,18 +268,21 @@ def direct(url: URL, schema: str) -> Iterator[Connection]:
 
 @contextmanager
 def database(cluster: URL) -> Iterator[URL]:
-    """Make a database and drop it."""
+    """Make a database and drop it, and with it the roles that are named after it."""
     name = f"u_{uuid.uuid4().hex[:12]}"
     admin = engine_of(cluster).execution_options(isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
         connection.execute(text(f'CREATE DATABASE "{name}"'))
     yield cluster.set(database=name)
     with admin.connect() as connection:
-        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))  # first: then they own nothing
+        for role in connection.scalars(
+            text("SELECT rolname FROM pg_roles WHERE rolname LIKE '%' || :name"), {"name": name}
+        ):
+            connection.execute(text(f'DROP ROLE "{role}"'))
 
 
-@contextmanager
-def logins(url: URL, schema: str = SCHEMA) -> Iterator[tuple[URL, URL]]:
+def logins(url: URL, schema: str = SCHEMA) -> tuple[URL, URL]:
     """Make a role that owns the schema, a login in it that is no superuser, and a login that may only write."""
     owner, kit, writer = (f"{each}_{url.database}" for each in ("owner", "kit", "writer"))
     run_sql(
@@ -293,15 +296,14 @@ def logins(url: URL, schema: str = SCHEMA) -> Iterator[tuple[URL, URL]]:
         f'ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA "{schema}" GRANT ALL ON TABLES TO {writer}',
         f'ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA "{schema}" GRANT ALL ON SEQUENCES TO {writer}',
     )
-    yield url.set(username=kit), url.set(username=writer)
-    run_sql(url, *(f"DROP OWNED BY {each} CASCADE" for each in (kit, writer, owner)))
-    run_sql(url, *(f"DROP ROLE {each}" for each in (kit, writer, owner)))
+    return url.set(username=kit), url.set(username=writer)
 
 
 @contextmanager
 def scenes(cluster: URL) -> Iterator[Place]:
     """Make a database with the tables, their rows and an installed log."""
-    with database(cluster) as url, logins(url) as (owner, writer):
+    with database(cluster) as url:
+        owner, writer = logins(url)
         run_script(url, TABLES, ROWS)
         with direct(owner, SCHEMA) as connection:
             environment.mark(connection, SCHEMA, "test")
