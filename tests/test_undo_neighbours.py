@@ -184,6 +184,24 @@ def test_a_version_of_a_run_that_is_over(place: Place):
     assert before == place.digest()
 
 
+def test_what_an_undo_restored_is_handed_over_too(place: Place):
+    """A version between two tests of a run that is over is no state to go back to for a run that found it."""
+    before = place.digest()
+    with place.direct() as connection, place.run() as one:
+        other = type(one)(place, connection)
+        undo.begin(connection, other.id)
+        one.write("UPDATE swaps SET a = 11 WHERE id = 1")
+        middle = one.mark()
+        one.write("UPDATE swaps SET a = 12 WHERE id = 1")
+        one.undo(middle)
+        other.write("UPDATE swaps SET a = 13 WHERE id = 1")
+        undo.undo(place.connection, [one.id])
+        undo.close(place.connection, one.id)
+        assert [(13,)] == place.rows("SELECT a FROM swaps WHERE id = 1")
+        other.end()
+    assert before == place.digest()
+
+
 def test_a_run_that_writes_while_another_is_undone(place: Place):
     """It commits after the undo has looked at what both touched: it counts as a run's, not as a neighbour's."""
     before = place.digest()

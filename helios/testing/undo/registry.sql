@@ -15,6 +15,7 @@ CREATE TABLE IF NOT EXISTS _undos (
     step bigint NOT NULL DEFAULT nextval('_steps'),
     xact xid8 NOT NULL DEFAULT pg_current_xact_id(),
     known bigint[] NOT NULL DEFAULT '{}',
+    inherited xid[] NOT NULL DEFAULT '{}',  -- what marks rows that undos of runs restored which handed keys over to this
     PRIMARY KEY (run, step)
 );
 CREATE INDEX IF NOT EXISTS _undos_xact ON _undos (xact);

@@ -123,7 +123,8 @@ BEGIN
                      sum(CASE helios_what WHEN 'I' THEN 1 WHEN 'D' THEN -1 ELSE 0 END) AS helios_net,
                      bool_and(helios_kept) AS helios_told
               FROM %4$s AS l,
-                   (SELECT ARRAY(SELECT u.xmin FROM _undos AS u WHERE u.run = ANY ($1) AND u.step > $2) AS undone) AS u
+                   (SELECT ARRAY(SELECT unnest(u.xmin || u.inherited) FROM _undos AS u
+                                 WHERE u.run = ANY ($1) AND u.step > $2) AS undone) AS u
               WHERE %5$s GROUP BY %2$s) AS g
         LEFT JOIN %6$s AS t ON %7$s
     $sql$, t.plan, names, _each(t.keys, 'g.%s'), t.log, entries, t.name, same_gt));

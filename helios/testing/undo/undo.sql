@@ -24,7 +24,8 @@ BEGIN
     PERFORM _enter(runs);
     written := ARRAY(SELECT ROW(t.rel, t.kind, t.entries, t.own)::_entries FROM _touched(runs, since) AS t);
     own := ARRAY(SELECT unnest(w.own) FROM unnest(written) AS w
-                 UNION SELECT u.xmin FROM _undos AS u WHERE u.run = ANY (runs) AND u.step > since);
+                 UNION SELECT unnest(u.xmin || u.inherited) FROM _undos AS u
+                 WHERE u.run = ANY (runs) AND u.step > since);
     many := (SELECT coalesce(sum(w.entries), 0) > 1000 FROM unnest(written) AS w);
     most := many AND _are_most(written);
     PERFORM set_config('enable_nestloop', CASE WHEN most THEN 'off' ELSE 'on' END, true);
@@ -243,8 +244,8 @@ DECLARE
     others CONSTANT boolean := EXISTS (SELECT FROM _runs WHERE id <> ALL (runs));
 BEGIN
     FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
-        IF others THEN
-            PERFORM _run_step('_hand_over_', t.rel, runs, since, own, many);
+        IF others AND _run_step('_hand_over_', t.rel, runs, since, own, many) > 0 THEN
+            PERFORM _bequeath(t.log, runs, own);
         END IF;
         PERFORM _run_step('_plan_', t.rel, runs, since, own, many);
         IF _acts(t.plan) ? 'K' THEN
@@ -257,6 +258,16 @@ BEGIN
             PERFORM _run_step('_lock_', t.rel, runs, since, own, many);
         END IF;
     END LOOP;
+END
+$$;
+
+-- Whoever was handed keys of these runs goes behind the rows, too, that their undos restored in between.
+CREATE OR REPLACE FUNCTION _bequeath(log text, runs bigint[], own xid[]) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    EXECUTE format('INSERT INTO _undos (run, inherited) SELECT DISTINCT l.helios_run, $2 FROM %s AS l '
+                   'WHERE l.helios_run <> ALL ($1) AND l.helios_by = ANY ($2)', log)
+    USING runs, ARRAY(SELECT unnest(u.xmin || u.inherited) FROM _undos AS u WHERE u.run = ANY (runs)) || own;
 END
 $$;
 
