@@ -265,9 +265,9 @@ $$;
 CREATE OR REPLACE FUNCTION _bequeath(log text, runs bigint[], own xid[]) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    EXECUTE format('INSERT INTO _undos (run, inherited) SELECT DISTINCT l.helios_run, $2 FROM %s AS l '
+    EXECUTE format('INSERT INTO _undos (run, inherited) SELECT DISTINCT l.helios_run, $3 FROM %s AS l '
                    'WHERE l.helios_run <> ALL ($1) AND l.helios_by = ANY ($2)', log)
-    USING runs, ARRAY(SELECT unnest(u.xmin || u.inherited) FROM _undos AS u WHERE u.run = ANY (runs)) || own;
+    USING runs, own, ARRAY(SELECT unnest(u.xmin || u.inherited) FROM _undos AS u WHERE u.run = ANY (runs));
 END
 $$;
 
