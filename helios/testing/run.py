@@ -167,6 +167,8 @@ class Run:
 
     def finish_others(self) -> None:
         """Undo what runs that ended before this one had to leave, because this one had to do with the same rows."""
+        if not undo.unfinished(self.connection):  # nearly always: then nobody who begins is waited for
+            return
         with starting(self.connection, self.subject.schema):
             self.finished = repair(self.halves, self.subject.schema, undo.unfinished(self.connection))
 
