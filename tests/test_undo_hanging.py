@@ -48,3 +48,14 @@ def test_an_image_whose_parent_a_neighbour_deleted(shop: Shop) -> None:
         assert [("children", "kept", 1, "its row in shop.parents is gone")] == run.undo()
         neighbour.exec_driver_sql("INSERT INTO shop.parents VALUES (5, 'p5')")
         assert [("children", "restored", 1, "")] == run.undo()
+
+
+def test_a_neighbour_s_child_that_the_test_changed(shop: Shop) -> None:
+    """It goes back to what the neighbour wrote, below the test's row, which is kept for it."""
+    with running(shop) as run, shop.beside() as neighbour:
+        run.write("INSERT INTO shop.instruments (id, symbol) VALUES (910, 'T0')")
+        neighbour.exec_driver_sql("INSERT INTO shop.orders (client_id, instrument_id) VALUES ('n', 910)")
+        run.write(*(f"UPDATE shop.orders SET status = '{each}' WHERE client_id = 'n'" for each in "XY"), one=False)
+        assert [("instruments", "kept", 1, "referenced from shop.orders"), ("orders", "restored", 1, "")] == run.undo()
+        assert [("NEW", 910)] == shop.rows("SELECT status, instrument_id FROM shop.orders WHERE client_id = 'n'")
+        neighbour.exec_driver_sql("DELETE FROM shop.orders WHERE client_id = 'n'")

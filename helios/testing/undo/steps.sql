@@ -228,7 +228,8 @@ BEGIN
 END
 $$;
 
--- A row that is to go, or whose value is to go, while a row that stays refers to it.
+-- A row that is to go, or whose value is to go, while a row that stays refers to it. Asked before the images: one that a
+-- neighbour wrote below a row of the runs keeps that row, instead of being lost with it.
 CREATE OR REPLACE FUNCTION _check_parents(link oid) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
@@ -262,7 +263,7 @@ BEGIN
                         'AND NOT coalesce(%s, false)))', child.plan, child.log,
                         _same(child.keys, child.equals, 'pc', 'c'), _refers(link, 'i', 't'));
     END IF;
-    PERFORM _add_check('_parents_' || link, f.confrelid, f.conrelid, format($sql$
+    PERFORM _add_check('_foreign_1_' || link, f.confrelid, f.conrelid, format($sql$
         UPDATE %1$s AS p SET helios_act = 'K', helios_why = %2$L FROM %3$s AS t, %4$s AS c
         WHERE p.helios_act IN ('D', 'U', 'X') AND %5$s AND %6$s AND %7$s%8$s
     $sql$, parent.plan, 'referenced from ' || f.conrelid::regclass, parent.name, _table_name(f.conrelid),
@@ -299,7 +300,7 @@ BEGIN
                          'WHERE pp.helios_act IN (''I'', ''U'', ''X'') AND %s)', parent.plan, parent.log,
                          _refers(link, 'i', 'b'));
     END IF;
-    PERFORM _add_check('_children_' || link, f.conrelid, f.confrelid, format($sql$
+    PERFORM _add_check('_foreign_2_' || link, f.conrelid, f.confrelid, format($sql$
         UPDATE %1$s AS p SET helios_act = 'K', helios_why = %2$L FROM %3$s AS i
         WHERE p.helios_act IN ('I', 'U', 'X') AND i.helios_step = p.helios_image AND %4$s AND %5$s
           AND NOT EXISTS (SELECT FROM %6$s AS t WHERE %7$s%8$s)%9$s
