@@ -1,9 +1,11 @@
 """Rows that neighbours hang on a test's, or on which a test's hang: the short way, unique values, lost parents."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import URL
+from sqlalchemy.exc import OperationalError
 from undo_shop import Shop, running, shop_of
 
 
@@ -59,3 +61,49 @@ def test_a_neighbour_s_child_that_the_test_changed(shop: Shop) -> None:
         assert [("instruments", "kept", 1, "referenced from shop.orders"), ("orders", "restored", 1, "")] == run.undo()
         assert [("NEW", 910)] == shop.rows("SELECT status, instrument_id FROM shop.orders WHERE client_id = 'n'")
         neighbour.exec_driver_sql("DELETE FROM shop.orders WHERE client_id = 'n'")
+
+
+@pytest.mark.parametrize("more", ["", "UPDATE shop.orders SET qty = 2 WHERE client_id = 'mine'"], ids=["short", "long"])
+def test_a_neighbour_s_child_by_a_foreign_key_that_is_checked_late(shop: Shop, more: str) -> None:
+    """A deferred foreign key is asked in time, whichever way is gone: the row is kept, and the undo does not fail."""
+    with running(shop) as run, shop.beside() as neighbour:
+        run.write("INSERT INTO shop.orders (client_id) VALUES ('mine')", *filter(None, [more]))
+        neighbour.exec_driver_sql("INSERT INTO shop.books SELECT 910, id FROM shop.orders WHERE client_id = 'mine'")
+        assert [("orders", "kept", 1, "referenced from shop.books")] == run.undo()
+        neighbour.exec_driver_sql("DELETE FROM shop.books WHERE id = 910")
+        assert [("orders", "deleted", 1, "")] == run.undo()
+
+
+def test_an_identity_column_above_children(shop: Shop) -> None:
+    """It cannot be set back without the row being deleted: kept where a child forbids that, restored elsewhere."""
+    why = "its identity column cannot be set back while other rows refer to it"
+    with running(shop) as run, shop.beside() as neighbour:
+        run.write("UPDATE shop.numbered SET n = DEFAULT")
+        assert [("numbered", "kept", 1, why), ("numbered", "restored", 1, "")] == run.undo()
+        neighbour.exec_driver_sql("DELETE FROM shop.below")
+        assert [("numbered", "restored", 1, "")] == run.undo()
+        neighbour.exec_driver_sql("INSERT INTO shop.below VALUES (1, 1)")
+    assert [(1, 1), (2, 2)] == shop.rows("SELECT * FROM shop.numbered ORDER BY id")
+
+
+def test_nobody_hangs_a_row_on_one_that_is_going(shop: Shop) -> None:
+    """Who refers to a row that an undo is about to delete, or to a value that it takes back, waits for it."""
+    with running(shop) as run, shop.beside() as holding, shop.beside() as neighbour:
+        run.write(
+            "INSERT INTO shop.swaps VALUES (910, 'x', 910, 0); UPDATE shop.swaps SET b = 1 WHERE id = 910",
+            "INSERT INTO shop.parents VALUES (910, 'x'); UPDATE shop.parents SET k = 'y' WHERE id = 910",
+            "UPDATE shop.codes SET code = 'x' WHERE id = 9; UPDATE shop.codes SET code = 'ours' WHERE id = 9",
+        )
+        holding.exec_driver_sql("BEGIN; SELECT FROM shop.swaps WHERE id = 910 FOR UPDATE")
+        thread = threading.Thread(target=run.undo)  # is stopped where it has decided, and begins to delete
+        thread.start()
+        while not shop.rows("SELECT FROM pg_stat_activity WHERE query LIKE '%undo_runs%' AND wait_event_type = 'Lock'"):
+            assert thread.is_alive()
+        neighbour.exec_driver_sql("SET lock_timeout TO '100ms'")
+        for child in ("children VALUES (910, 910)", "uses VALUES (910, 'ours')"):
+            with pytest.raises(OperationalError, match="lock timeout"):
+                neighbour.exec_driver_sql(f"INSERT INTO shop.{child}")
+        holding.exec_driver_sql("COMMIT")
+        thread.join()
+        assert [] == run.undo()
+    assert [("code9",)] == shop.rows("SELECT code FROM shop.codes WHERE id = 9")

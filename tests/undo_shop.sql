@@ -26,7 +26,7 @@ CREATE TABLE fills (
 );
 CREATE TABLE signals (id integer PRIMARY KEY, instrument_id integer REFERENCES instruments ON DELETE SET NULL);
 CREATE INDEX ON signals (instrument_id);
-CREATE TABLE books (id integer PRIMARY KEY, order_id integer REFERENCES orders);
+CREATE TABLE books (id integer PRIMARY KEY, order_id integer REFERENCES orders DEFERRABLE INITIALLY DEFERRED);
 CREATE INDEX ON books (order_id);
 CREATE TABLE tree (
     id integer PRIMARY KEY,
@@ -43,6 +43,8 @@ CREATE TABLE computed (id integer PRIMARY KEY, n integer, square integer GENERAT
 CREATE TABLE seats (id integer PRIMARY KEY, place integer UNIQUE DEFERRABLE INITIALLY DEFERRED);
 CREATE TABLE parents (id integer PRIMARY KEY, k text UNIQUE);
 CREATE TABLE children (id integer PRIMARY KEY, parent_id integer REFERENCES parents ON DELETE CASCADE);
+CREATE TABLE numbered (id integer PRIMARY KEY, n integer GENERATED ALWAYS AS IDENTITY);
+CREATE TABLE below (id integer PRIMARY KEY, numbered_id integer REFERENCES numbered ON DELETE RESTRICT);
 
 CREATE TABLE kinds (
     key uuid, part numeric, PRIMARY KEY (key, part),
@@ -146,6 +148,8 @@ INSERT INTO computed SELECT i, i FROM generate_series(1, 10) AS i;
 INSERT INTO seats SELECT i, i FROM generate_series(1, 10) AS i;
 INSERT INTO parents SELECT i, 'p' || i FROM generate_series(1, 10) AS i;
 INSERT INTO children SELECT i, i FROM generate_series(1, 5) AS i;
+INSERT INTO numbered VALUES (1), (2);
+INSERT INTO below VALUES (1, 1);
 INSERT INTO kinds SELECT ('00000000-0000-0000-0000-00000000000' || i)::uuid, 1.0,
     CASE i WHEN 1 THEN 'NaN' WHEN 2 THEN '1.500' ELSE i / 3.0 END, CASE i WHEN 1 THEN '-0' WHEN 2 THEN 'NaN' ELSE 0.1 END,
     ARRAY['a', NULL, '{"'], '{"b":  1, "a": null, "a": 2}', 'null', '\x00ff', 'wild', int4range(i, i + 5), 'there',
