@@ -31,6 +31,18 @@ def test_a_neighbour_s_child_of_a_row_that_was_only_inserted(shop: Shop) -> None
             neighbour.exec_driver_sql("DELETE FROM shop.signals WHERE id = 910")
 
 
+@pytest.mark.parametrize("count", [3, 2000])
+def test_a_neighbour_s_change_of_a_row_that_was_only_inserted(shop: Shop, count: int) -> None:
+    """It stays, whether a few rows were inserted or so many that the short way deletes all that the run wrote."""
+    with running(shop) as run, shop.beside() as neighbour:
+        run.write(f"INSERT INTO shop.fleeting (id) SELECT generate_series(900, {899 + count})")
+        neighbour.exec_driver_sql("UPDATE shop.fleeting SET v = 7 WHERE id = 901")
+        told = [("fleeting", "deleted", count - 1, ""), ("fleeting", "kept", 1, "changed by somebody else")]
+        assert told == run.undo()
+        assert [(901, 7)] == shop.rows("SELECT id, v FROM shop.fleeting WHERE id >= 900")
+        neighbour.exec_driver_sql("DELETE FROM shop.fleeting WHERE id = 901")
+
+
 def test_a_neighbour_s_reference_to_a_unique_value(shop: Shop) -> None:
     """A row that a neighbour refers to by a value that the test gave it keeps that value."""
     with running(shop) as run, shop.beside() as neighbour:

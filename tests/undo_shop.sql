@@ -43,6 +43,10 @@ CREATE TABLE computed (id integer PRIMARY KEY, n integer, square integer GENERAT
 CREATE TABLE seats (id integer PRIMARY KEY, place integer UNIQUE DEFERRABLE INITIALLY DEFERRED);
 CREATE TABLE parents (id integer PRIMARY KEY, k text UNIQUE);
 CREATE TABLE children (id integer PRIMARY KEY, parent_id integer REFERENCES parents ON DELETE CASCADE);
+CREATE TABLE slots (id integer PRIMARY KEY, parent_id integer REFERENCES parents, v integer) PARTITION BY RANGE (id);
+CREATE TABLE slots_low PARTITION OF slots FOR VALUES FROM (0) TO (1000);
+CREATE TABLE slots_high PARTITION OF slots FOR VALUES FROM (1000) TO (1000000);
+CREATE TABLE pins (id integer PRIMARY KEY, slot_id integer REFERENCES slots, v integer);
 CREATE TABLE numbered (id integer PRIMARY KEY, n integer GENERATED ALWAYS AS IDENTITY);
 CREATE TABLE below (id integer PRIMARY KEY, numbered_id integer REFERENCES numbered ON DELETE RESTRICT);
 
@@ -148,6 +152,8 @@ INSERT INTO computed SELECT i, i FROM generate_series(1, 10) AS i;
 INSERT INTO seats SELECT i, i FROM generate_series(1, 10) AS i;
 INSERT INTO parents SELECT i, 'p' || i FROM generate_series(1, 10) AS i;
 INSERT INTO children SELECT i, i FROM generate_series(1, 5) AS i;
+INSERT INTO slots VALUES (1, 1), (1001, 2);
+INSERT INTO pins VALUES (1, 1), (2, 1001);
 INSERT INTO numbered VALUES (1), (2);
 INSERT INTO below VALUES (1, 1);
 INSERT INTO kinds SELECT ('00000000-0000-0000-0000-00000000000' || i)::uuid, 1.0,
