@@ -261,6 +261,28 @@ def test_keys_and_triggers_added_after_the_log_was_installed(shop: Shop, made: l
     run_sql(shop.owner, "DROP FUNCTION shop.add() CASCADE")
 
 
+def test_a_trigger_added_after_the_log_was_installed(shop: Shop, made: list[str]) -> None:
+    """One that changes what is written has no say in what comes back, though columns and indexes are as they were."""
+    made.append("stamping")
+    run_sql(
+        shop.owner,
+        "CREATE TABLE shop.stamping (id integer PRIMARY KEY, v integer)",
+        "INSERT INTO shop.stamping VALUES (1, 1)",
+        f"GRANT ALL ON shop.stamping TO {shop.writer.username}",
+    )
+    install(shop, *shop.tables, named("stamping"))
+    run_sql(
+        shop.owner,
+        "CREATE FUNCTION shop.add() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.v := NEW.v + 100; RETURN NEW; END'",
+        "CREATE TRIGGER add BEFORE UPDATE ON shop.stamping FOR EACH ROW EXECUTE FUNCTION shop.add()",
+    )
+    with running(shop) as run:
+        run.write("UPDATE shop.stamping SET v = 1000")
+        assert [("stamping", "restored", 1, "")] == run.undo()
+        assert [(1, 1)] == shop.rows("SELECT * FROM shop.stamping")
+    run_sql(shop.owner, "DROP FUNCTION shop.add() CASCADE")
+
+
 def test_a_partition_made_by_the_test(shop: Shop) -> None:
     """Its rows that came through the table go; the partition itself is no row, and is named by the objects' digest."""
     with shop.kit() as connection:
