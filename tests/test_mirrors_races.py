@@ -252,6 +252,13 @@ def test_an_emptied_redis_is_filled_again(scene):
     assert "1" == scene.ticker()["last_price"]
 
 
+def test_a_check_of_two_batches_is_none(scene):
+    """Where no relay runs, an emptied Redis is not told as a difference of every key."""
+    scene.client.flushall()
+    with pytest.raises(mirrors.BehindError, match="did not stand at the same batch"):
+        mirrors.check(scene.relay, wait=0.1)
+
+
 def test_an_old_dump_is_replaced(scene):
     """Keys put back to what they were: their token is an old one."""
     names = [name.decode() for name in scene.client.scan_iter(f"{scene.place.prefix}*")]

@@ -247,6 +247,16 @@ def test_one_undo_at_a_time(shop: Shop) -> None:
         assert [("fleeting", "deleted", 1, "")] == other.undo()
 
 
+def test_an_undo_that_could_not_see_what_others_commit_is_refused(shop: Shop) -> None:
+    """A server that gives every transaction a snapshot of its own is told so, and nothing is done."""
+    with undone(shop) as run:
+        run.write("INSERT INTO shop.touched VALUES (706)")
+        run.connection.exec_driver_sql("SET default_transaction_isolation TO 'repeatable read'")
+        with pytest.raises(HeliosError, match="an undo needs READ COMMITTED"):
+            run.undo()
+        run.connection.exec_driver_sql("RESET default_transaction_isolation")
+
+
 def test_a_deadlock_is_tried_again(shop: Shop) -> None:
     """An undo that PostgreSQL chose as the victim of a deadlock is done once more; here a trigger says it did."""
     run_sql(
