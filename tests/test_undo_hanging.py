@@ -64,6 +64,19 @@ def test_an_image_whose_parent_a_neighbour_deleted(shop: Shop) -> None:
         assert [("children", "restored", 1, "")] == run.undo()
 
 
+@pytest.mark.parametrize("change", ["SET instrument_id = NULL", "SET client_id = 'x', instrument_id = 1", None])
+def test_a_neighbour_s_child_that_the_test_took_away(shop: Shop, change: str | None) -> None:
+    """Hung elsewhere or deleted, it returns below the test's row, which is kept for it."""
+    orders = "shop.orders WHERE qty = 910"
+    with running(shop) as run, shop.beside() as neighbour:
+        run.write("INSERT INTO shop.instruments (id, symbol) VALUES (910, 'T0')")
+        neighbour.exec_driver_sql("INSERT INTO shop.orders (client_id, instrument_id, qty) VALUES ('n', 910, 910)")
+        run.write(f"UPDATE shop.orders {change} WHERE qty = 910" if change else f"DELETE FROM {orders}")
+        assert [("instruments", "kept", 1, "referenced from shop.orders"), ("orders", "restored", 1, "")] == run.undo()
+        assert [("n", 910)] == shop.rows(f"SELECT client_id, instrument_id FROM {orders}")
+        neighbour.exec_driver_sql(f"DELETE FROM {orders}")
+
+
 def test_a_neighbour_s_child_that_the_test_changed(shop: Shop) -> None:
     """It goes back to what the neighbour wrote, below the test's row, which is kept for it."""
     with running(shop) as run, shop.beside() as neighbour:
