@@ -261,6 +261,29 @@ def test_a_renamed_account_takes_its_hashes_along(scene):
     assert (None, None) == (scene.hash("orders"), scene.hash("orders", "renamed"))
 
 
+def test_rows_of_several_accounts_that_alternate_in_their_table(scene):
+    """Each account's orders and positions stand whole in its hash, however the planner joins them."""
+    scene.run(
+        f"INSERT INTO {SCHEMA}.accounts (exchange, market, name) VALUES ('binance', 'spot', 'other')",
+        f"INSERT INTO {SCHEMA}.instruments (exchange, market, symbol) "
+        "SELECT 'x', 'um', n::text FROM generate_series(1, 400) AS n",
+        f"""INSERT INTO {SCHEMA}.orders
+                (id, account_id, instrument_id, client_order_id, side, type, status, submitted_at)
+            SELECT gen_random_uuid(), 1 + n % 2, 1, 'o' || n, 'BUY', 'LIMIT', 'NEW', now()
+            FROM generate_series(1, 400) AS n""",
+        f"INSERT INTO {SCHEMA}.positions (account_id, instrument_id, event_at) "
+        f"SELECT 1 + n % 2, n, {NOW} FROM generate_series(1, 400) AS n",
+        *(f"ANALYZE {SCHEMA}.{table}" for table in ("accounts", "orders", "positions")),
+    )
+    scene.relay.rebuild("asked for")
+    sizes = [len(scene.hash(table, name)) for table in ("orders", "positions") for name in ("main", "other")]
+    assert [200] * 4 == sizes
+    scene.run(f"UPDATE {SCHEMA}.accounts SET name = name || '2'")
+    scene.step()
+    sizes = [len(scene.hash(table, name)) for table in ("orders", "positions") for name in ("main2", "other2")]
+    assert [200] * 4 == sizes
+
+
 @pytest.mark.parametrize("part", ["klines", "klines_1m", "klines_1m_2025"])
 def test_candles_inserted_into_any_part_are_told_once(scene, part):
     """A statement fires the triggers of the table that it names, which tell the series, whichever part that is."""
