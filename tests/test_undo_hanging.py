@@ -111,6 +111,13 @@ def test_an_identity_column_above_children(shop: Shop) -> None:
     assert [(1, 1), (2, 2)] == shop.rows("SELECT * FROM shop.numbered ORDER BY id")
 
 
+def test_an_identity_column_that_can_be_written_above_children(shop: Shop) -> None:
+    """It is set back as any other column."""
+    with running(shop) as run:
+        run.write("UPDATE shop.parents SET n = n + 100", "UPDATE shop.parents SET n = n + 100")
+        assert [("parents", "restored", 10, "")] == run.undo()
+
+
 def test_nobody_hangs_a_row_on_one_that_is_going(shop: Shop) -> None:
     """Who refers to a row that an undo is about to delete, or to a value that it takes back, waits for it."""
     with running(shop) as run, shop.beside() as holding, shop.beside() as neighbour:

@@ -7,7 +7,7 @@ from installation import run_sql
 from sqlalchemy import URL, Column, Integer, MetaData, NullPool, Table, create_engine
 from undo_shop import SCHEMA, Run, Shop, running, shop_of, tables_of, undone
 
-from helios.errors import EnvironmentRefusedError, RightsError, SchemaError
+from helios.errors import EnvironmentRefusedError, HeliosError, RightsError, SchemaError
 from helios.schema import environment
 from helios.testing import undo
 
@@ -281,6 +281,21 @@ def test_a_trigger_added_after_the_log_was_installed(shop: Shop, made: list[str]
         assert [("stamping", "restored", 1, "")] == run.undo()
         assert [(1, 1)] == shop.rows("SELECT * FROM shop.stamping")
     run_sql(shop.owner, "DROP FUNCTION shop.add() CASCADE")
+
+
+@pytest.mark.parametrize("write", ["UPDATE shop.swaps SET b = 50 WHERE id = 1", "DELETE FROM shop.swaps WHERE id = 1"])
+def test_a_trigger_that_has_the_very_last_word_is_noticed(shop: Shop, write: str) -> None:
+    """What it made of a row that came back is compared with the image: nothing is done, and without it all is."""
+    run_sql(
+        shop.owner,
+        "CREATE FUNCTION shop.spoil() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.k := ''spoilt''; RETURN NEW; END'",
+        'CREATE TRIGGER "~spoil" BEFORE INSERT OR UPDATE ON shop.swaps FOR EACH ROW EXECUTE FUNCTION shop.spoil()',
+    )
+    with undone(shop) as run:
+        run.write(write)
+        with pytest.raises(HeliosError, match=r"1 rows of shop\.swaps would not be what they were"):
+            run.undo()
+        run_sql(shop.owner, "DROP FUNCTION shop.spoil() CASCADE")
 
 
 def test_a_partition_made_by_the_test(shop: Shop) -> None:
