@@ -368,9 +368,10 @@ def test_lost_and_altered_keys_are_found_and_written_again(scene):
     scene.client.delete(scene.key("ticker", "binance", "spot", "BTC:USDT"))
     scene.client.set(scene.key("klines", "binance", "spot", "BTC:USDT", "1m"), "nonsense")
     scene.client.set(scene.key("ticker", "binance", "spot", "NOBODY"), "nonsense")
+    scene.client.delete(scene.key("orders", "binance", "main"))
     found = mirrors.check(scene.relay)
-    assert ["ghost", "missing", "stale"] == sorted(each.kind for each in found.differences)
-    assert 3 == scene.audit()
+    assert ["ghost", "missing", "missing", "stale"] == sorted(each.kind for each in found.differences)
+    assert 4 == scene.audit()
     assert () == mirrors.check(scene.relay).differences
     assert 0 == scene.audit()
 
@@ -396,6 +397,17 @@ def test_the_audit_goes_through_everything_whatever_the_size_of_its_slices(scene
         assert len(lost) == scene.audit(least)
         assert () == mirrors.check(scene.relay).differences
     assert scene.relay.counts.audits == 1
+
+
+def test_a_slice_of_the_audit_grows_step_by_step_and_shrinks_at_once(scene):
+    """To twice the last while there is time, to a thousand things at most; to its least where one took too long."""
+    audit = auditing.Audit(scene.relay)
+    walk = audit.walks[0]
+    sizes = []
+    for took in (0.001, 0.001, 0.001, 0.001, 0.1):
+        audit.adapt(walk, took)
+        sizes.append(audit.sizes[walk])
+    assert [400, 800, 1000, 1000, 200] == sizes
 
 
 @pytest.mark.parametrize("way", ["ids", "names"])

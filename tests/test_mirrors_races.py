@@ -329,6 +329,14 @@ def test_the_outbox_is_small_while_an_old_snapshot_is_held(scene):
         assert size < 200_000
 
 
+def test_an_outbox_in_which_much_waits_is_not_emptied(scene):
+    """Carrying it over would keep writers waiting: it is emptied once that is relayed."""
+    scene.run(f"INSERT INTO {SCHEMA}.mirror_outbox (subject, key) SELECT 'ticker', '1' FROM generate_series(1, 10001)")
+    assert not scene.relay.source.one(source.EMPTY)[0]
+    assert scene.step()
+    assert scene.relay.source.one(source.EMPTY)[0]
+
+
 @pytest.mark.parametrize("began", ["after the last batch", "before the last batch"])
 def test_a_relay_that_waits_is_woken_by_a_commit(scene, began):
     """Whether its transaction began before the last batch or after: the server looks for it, and says so at once."""
