@@ -184,6 +184,23 @@ def test_a_version_of_a_run_that_is_over(place: Place):
     assert before == place.digest()
 
 
+def test_what_neighbours_changed_behind_a_run_that_is_over(place: Place):
+    """A row that it had to leave, and that another found and had to leave as well: told, and no failure."""
+    before = place.digest()
+    with place.direct() as connection, place.run() as one, place.neighbour() as neighbour:
+        other = type(one)(place, connection)
+        undo.begin(connection, other.id)
+        for run, number in ((one, 911), (other, 912)):
+            run.write(f"UPDATE swaps SET a = {number} WHERE id = 1")
+            neighbour.execute(f"UPDATE swaps SET b = {number} WHERE id = 1")
+            assert {("swaps", 1, "changed by somebody else")} == kept(undo.undo(run.connection, [run.id]))
+        assert [(912, 912)] == place.rows("SELECT a, b FROM swaps WHERE id = 1")
+        neighbour.execute("UPDATE swaps SET a = 911, b = 911 WHERE id = 1")
+        other.end()
+        neighbour.execute("UPDATE swaps SET a = 1, b = 1 WHERE id = 1")
+    assert before == place.digest()
+
+
 def test_what_an_undo_restored_is_handed_over_too(place: Place):
     """A version between two tests of a run that is over is no state to go back to for a run that found it."""
     before = place.digest()
