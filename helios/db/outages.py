@@ -1,5 +1,7 @@
 """What an error tells about the server: whether the connection is lost, and whether the transaction counts."""
 
+import re
+
 from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -9,6 +11,11 @@ ROLLED_BACK = frozenset({"40001", "40P01"})  # serialization failure, deadlock: 
 # Shut down, crashed, starting or recovering; and a primary that is a standby now.
 GONE = frozenset({"57P01", "57P02", "57P03", READ_ONLY})
 CONNECTION_EXCEPTIONS = "08"
+LOGIN_REFUSED = "28"
+# A driver has no code of an attempt to connect that failed, but only what the server says, in its own language.
+LOGIN_REFUSED_WORDS = re.compile(
+    r"authentication failed|pg_hba\.conf|role .+ (does not exist|is not permitted to log in)|no password supplied"
+)
 
 
 def code_of(error: BaseException | None) -> str:
@@ -21,8 +28,19 @@ def lost(error: DBAPIError) -> bool:
     code = code_of(error.orig)
     if error.connection_invalidated or code in GONE or code.startswith(CONNECTION_EXCEPTIONS):
         return True
-    # Only an attempt to connect, or a commit that nobody answered, has neither a statement nor a code.
-    return error.statement is None and not code and isinstance(error, (OperationalError, InterfaceError))
+    return without_statement(error) and isinstance(error, (OperationalError, InterfaceError))
+
+
+def without_statement(error: DBAPIError) -> bool:
+    """Tell whether an attempt to connect failed, or a commit that nobody answered: only these have no code either."""
+    return error.statement is None and not code_of(error.orig)
+
+
+def login_refused(error: DBAPIError) -> bool:
+    """Tell whether the server is there and lets this login not in; not known where it says so in another language."""
+    if without_statement(error):
+        return LOGIN_REFUSED_WORDS.search(str(error.orig)) is not None
+    return code_of(error.orig).startswith(LOGIN_REFUSED)
 
 
 def leave_standbys(engine: Engine) -> None:
