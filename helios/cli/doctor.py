@@ -15,9 +15,9 @@ from helios import db, queries
 from helios.cli.output import json_option, show
 from helios.cli.retain import size
 from helios.db.standby import REPLAYED, WRITTEN
-from helios.errors import HeliosError
+from helios.errors import HeliosError, SchemaError
 from helios.layout import Layout, layout_of, size_of
-from helios.mirrors import Status, status
+from helios.mirrors import Status, refuse_lost_rows, status
 from helios.mirrors.status import MOST
 from helios.schema import environment, grants, migrations
 from helios.schema.roles import roles_of, shared_elsewhere
@@ -197,6 +197,10 @@ def mirrors(connection: Connection, settings: Settings) -> Finding:
     """Where mirrors are used a relay leads, and nowhere does what waits for one pile up."""
     name = "mirrors"
     try:
+        refuse_lost_rows(connection)
+    except SchemaError as error:
+        return Finding(check=name, ok=False, found=str(error), remedy="as it says")
+    try:
         with db.create_redis(settings) as client:
             seen = status(connection.engine, client)
     except (HeliosError, RedisError, OSError, ValueError, TypeError):
@@ -226,7 +230,11 @@ def leftovers(connection: Connection, _settings: Settings) -> Finding:
     tables = subject_of().metadata
     rows = list(Rows(connection, tables, links_of(tables)).find())
     suspects = f"{len(rows)} rows look like test data (helios orphans)" if rows else "no row looks like test data"
-    if dead := undo.dead(connection):
+    try:
+        dead = undo.dead(connection)
+    except SchemaError as error:
+        return Finding(check="leftovers", ok=False, found=str(error), remedy="as it says")
+    if dead:
         found = f"{len(dead)} test runs died and left what they wrote; {suspects}"
         return Finding(check="leftovers", ok=False, found=found, remedy="helios sweep")
     return Finding(check="leftovers", ok=True, found=f"no dead test run; {suspects}")

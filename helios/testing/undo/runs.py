@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from helios.errors import HeliosError
 from helios.testing.undo.blocking import code_of, patiently
-from helios.testing.undo.place import log_on, present, quoted
+from helios.testing.undo.place import log_on, present, quoted, refuse_copied
 from helios.testing.undo.place import run as run_sql
 
 PATIENCE = 30.0  # seconds
@@ -115,11 +115,19 @@ def transactions(connection: Connection, run: int, since: int = 0, *, schema: st
 
 
 def listed(connection: Connection, schema: str | None, statement: str) -> list[int]:
-    """Ask the log for numbers; one that is not installed has none."""
+    """Ask the log for numbers of runs; one that is not installed has none.
+
+    Raises:
+        SchemaError: the log was copied from another database, where these runs were.
+
+    """
     log = log_on(connection, schema)
     if not present(connection, log):
         return []
-    return [int(each) for each in run_sql(connection, statement.format(log=quoted(connection, log))).scalars()]
+    found = [int(each) for each in run_sql(connection, statement.format(log=quoted(connection, log))).scalars()]
+    if found:
+        refuse_copied(connection, log)
+    return found
 
 
 def call(connection: Connection, schema: str | None, function: str, *values: object) -> CursorResult[*tuple[Any, ...]]:
