@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
@@ -45,8 +45,8 @@ class Feed:
 
     Args:
         factory: a session factory or an engine; each call is one transaction of it.
-        redis: of the Redis that holds the mirrors: candles that still run are told there (`Live.klines`). Without it
-            they are ignored.
+        redis: of the Redis that holds the mirrors: candles that still run are told there (`Live.klines`), by
+            connections of its own that `close()` or a `with` block gives up. Without it they are ignored.
         options: `exchange`, its name in lower case (binance); `market` of all messages (spot); `account`, a name, made
             with the first message about it and not needed for market data (main); `symbols`, the exchange's own symbol
             for ccxt's unified ones, where Binance's rule does not do.
@@ -58,6 +58,19 @@ class Feed:
         self.running = None if redis is None else RunningCandles(redis)
         self.recorder = Recorder(**options)
         self._known = Known()
+
+    def __enter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections to Redis; those to PostgreSQL are the factory's."""
+        if self.running is not None:
+            cast("Redis", self.running.client).close()
 
     def take(
         self,
@@ -121,7 +134,10 @@ class Feed:
 
 
 class AsyncFeed:
-    """A Feed on asynchronous sessions; options and reading are the same, and so are the statements."""
+    """A Feed on asynchronous sessions; options and reading are the same, and so are the statements.
+
+    What `Feed.close()` gives up, `aclose()` or an `async with` block does here.
+    """
 
     def __init__(
         self,
@@ -134,6 +150,19 @@ class AsyncFeed:
         self.running = None if redis is None else RunningCandles(redis)
         self.recorder = Recorder(**options)
         self._known = Known()
+
+    async def __aenter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        """Close."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections to Redis."""
+        if self.running is not None:
+            await cast("AsyncRedis", self.running.client).aclose()
 
     async def take(
         self,
