@@ -52,7 +52,6 @@ def trading(cluster: URL, template: str) -> Iterator[Shop]:
             run_sql(url, str(refused.value).partition("run: ")[2])
             undo.install(connection, SCHEMA, tables)
         yield shop
-    run_sql(cluster, f"DROP ROLE {owner.username}", f"DROP ROLE {writer.username}")
 
 
 @pytest.fixture

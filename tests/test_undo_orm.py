@@ -1,13 +1,13 @@
 """What SQLAlchemy writes, in all its ways, is taken back; and Helios's own orders, which write history."""
 
 import pytest
+from installation import made, upgrade
 from sqlalchemy import create_engine, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import DeclarativeBase, Session, relationship
 from sqlalchemy.pool import NullPool
-from undoing import Place, database, direct, scenes
+from undoing import Place, direct, scenes
 
-from helios import schema
 from helios.models import metadata
 from helios.schema import environment
 from helios.testing import undo
@@ -106,11 +106,8 @@ ORDER = """
 @pytest.fixture(scope="module")
 def trading(cluster):
     """Helios's own tables with an order in them, followed by a log; yields the place."""
-    with database(cluster) as url:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
-            patch.delenv("DATABASE_MIGRATION_URL", raising=False)
-            schema.upgrade()
+    with made(cluster) as url:
+        upgrade(url)
         with direct(url, "helios_trading") as connection:
             environment.mark(connection, "helios_trading", "test")
             connection.exec_driver_sql(ORDER)

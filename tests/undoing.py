@@ -1,14 +1,13 @@
 """What the tests of the undo log share: tables that make an undo hard, and runs whose writes are taken back."""
 
 import secrets
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg2
-from installation import engine_of, run_sql
+from installation import made, run_sql
 from sqlalchemy import URL, Connection, MetaData, NullPool, Table, create_engine, text
 
 from helios.schema import environment
@@ -266,22 +265,6 @@ def direct(url: URL, schema: str) -> Iterator[Connection]:
         yield connection
 
 
-@contextmanager
-def database(cluster: URL) -> Iterator[URL]:
-    """Make a database and drop it, and with it the roles that are named after it."""
-    name = f"u_{uuid.uuid4().hex[:12]}"
-    admin = engine_of(cluster).execution_options(isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
-    yield cluster.set(database=name)
-    with admin.connect() as connection:
-        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))  # first: then they own nothing
-        for role in connection.scalars(
-            text("SELECT rolname FROM pg_roles WHERE rolname LIKE '%' || :name"), {"name": name}
-        ):
-            connection.execute(text(f'DROP ROLE "{role}"'))
-
-
 def logins(url: URL, schema: str = SCHEMA) -> tuple[URL, URL]:
     """Make a role that owns the schema, a login in it that is no superuser, and a login that may only write."""
     owner, kit, writer = (f"{each}_{url.database}" for each in ("owner", "kit", "writer"))
@@ -302,7 +285,7 @@ def logins(url: URL, schema: str = SCHEMA) -> tuple[URL, URL]:
 @contextmanager
 def scenes(cluster: URL) -> Iterator[Place]:
     """Make a database with the tables, their rows and an installed log."""
-    with database(cluster) as url:
+    with made(cluster) as url:
         owner, writer = logins(url)
         run_script(url, TABLES, ROWS)
         with direct(owner, SCHEMA) as connection:
