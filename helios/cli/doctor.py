@@ -20,7 +20,7 @@ from helios.layout import Layout, layout_of, size_of
 from helios.mirrors import Status, refuse_lost_rows, status
 from helios.mirrors.status import MOST
 from helios.schema import environment, grants, migrations
-from helios.schema.roles import roles_of, shared_elsewhere
+from helios.schema.roles import roles_here, shared_elsewhere
 from helios.settings import Settings, masked
 from helios.testing import undo
 from helios.testing.orphans import Rows, links_of
@@ -125,7 +125,7 @@ def revision(connection: Connection, settings: Settings) -> Finding:
 
 def rights(connection: Connection, settings: Settings) -> Finding:
     """No role has too few rights, or too many."""
-    steps = grants.missing(connection, settings.database_schema, roles_of(settings, database(connection)), None)
+    steps = grants.missing(connection, settings.database_schema, roles_here(connection, settings), None)
     if steps:
         found = f"{len(steps)} statements are missing, the first: {steps[0].statement}"
         return Finding(check="grants", ok=False, found=found, remedy="helios upgrade, or helios grants --sql")
@@ -134,7 +134,7 @@ def rights(connection: Connection, settings: Settings) -> Finding:
 
 def roles_are_its_own(connection: Connection, settings: Settings) -> Finding:
     """No role of this schema has rights elsewhere, which whoever joins it would get as well."""
-    roles = roles_of(settings, database(connection))
+    roles = roles_here(connection, settings)
     if shared := shared_elsewhere(connection, settings.database_schema, roles):
         found = "; ".join(f"{role} has rights in {place}" for role, place in shared)
         return Finding(check="roles", ok=False, found=found, remedy="give each schema its own DATABASE_ROLE_PREFIX")

@@ -4,11 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from psycopg2.errorcodes import LOCK_NOT_AVAILABLE, UNIQUE_VIOLATION
 from sqlalchemy import Connection, CursorResult
 from sqlalchemy.exc import DBAPIError
 
+from helios.db.outages import code_of
 from helios.errors import HeliosError
-from helios.testing.undo.blocking import code_of, patiently
+from helios.testing.undo.blocking import patiently
 from helios.testing.undo.place import log_on, present, quoted, refuse_copied
 from helios.testing.undo.place import run as run_sql
 
@@ -35,7 +37,7 @@ def begin(connection: Connection, run: int, *, schema: str | None = None) -> Non
     try:
         call(connection, schema, "begin_run", run)
     except DBAPIError as error:
-        if code_of(error) in ("55P03", "23505"):
+        if code_of(error.orig) in (LOCK_NOT_AVAILABLE, UNIQUE_VIOLATION):
             raise HeliosError(f"test run {run} has begun already: begin another, or undo and close this one") from None
         raise
 
