@@ -39,6 +39,9 @@ CREATE TABLE uses (id integer PRIMARY KEY, code text REFERENCES codes (code) ON 
 CREATE TABLE swaps (id integer PRIMARY KEY, k text UNIQUE, a integer NOT NULL, b integer NOT NULL, UNIQUE (a, b));
 CREATE TABLE active (id integer PRIMARY KEY, name text, live boolean NOT NULL DEFAULT true);
 CREATE UNIQUE INDEX ON active (lower(name)) WHERE live;
+CREATE TABLE folded (id integer PRIMARY KEY, name text, live boolean NOT NULL DEFAULT true, n integer);
+CREATE UNIQUE INDEX ON folded (lower(name));
+CREATE UNIQUE INDEX ON folded (n) WHERE live;
 CREATE TABLE computed (id integer PRIMARY KEY, n integer, square integer GENERATED ALWAYS AS (n * n) STORED UNIQUE);
 CREATE TABLE seats (id integer PRIMARY KEY, place integer UNIQUE DEFERRABLE INITIALLY DEFERRED);
 CREATE TABLE parents (id integer PRIMARY KEY, k text UNIQUE);
@@ -50,7 +53,9 @@ CREATE TABLE kinds (
     i interval, long text, counted integer GENERATED ALWAYS AS IDENTITY
 );
 CREATE TABLE "Mixed ""Case"" %" ("Key: %s" integer PRIMARY KEY, "select" text, helios_count integer);
-CREATE TABLE a_name_that_is_sixty_three_bytes_long_which_is_the_longest_allow (id integer PRIMARY KEY, v integer);
+CREATE TABLE the_longest_name_that_there_is_for_tables_has_sixty_three_bytes (
+    the_longest_name_that_there_is_for_tables_has_sixty_three_bytes integer PRIMARY KEY, v integer
+);
 CREATE TABLE klines (instrument_id integer, t timestamptz, o numeric, trades integer, PRIMARY KEY (instrument_id, t));
 CREATE TABLE ticks (ts integer, n integer, v numeric, PRIMARY KEY (ts, n)) PARTITION BY RANGE (ts);
 CREATE TABLE ticks_low PARTITION OF ticks FOR VALUES FROM (0) TO (1000);
@@ -142,6 +147,7 @@ INSERT INTO codes SELECT i, 'code' || i FROM generate_series(1, 10) AS i;
 INSERT INTO uses SELECT i, 'code' || i FROM generate_series(1, 5) AS i;
 INSERT INTO swaps SELECT i, 'k' || i, i, i FROM generate_series(1, 20) AS i;
 INSERT INTO active SELECT i, 'Name' || (i + 1) / 2, i % 2 = 0 FROM generate_series(1, 20) AS i;
+INSERT INTO folded SELECT i, 'Name' || i, i <= 5, i FROM generate_series(1, 20) AS i;
 INSERT INTO computed SELECT i, i FROM generate_series(1, 10) AS i;
 INSERT INTO seats SELECT i, i FROM generate_series(1, 10) AS i;
 INSERT INTO parents SELECT i, 'p' || i FROM generate_series(1, 10) AS i;
@@ -152,7 +158,7 @@ INSERT INTO kinds SELECT ('00000000-0000-0000-0000-00000000000' || i)::uuid, 1.0
     '2025-01-01T00:00:00.123456Z', '1 mon 2 days 00:00:00.5', repeat('long ', 3000 * i)
 FROM generate_series(1, 3) AS i;
 INSERT INTO "Mixed ""Case"" %" VALUES (1, 'a''b', 7), (2, NULL, NULL);
-INSERT INTO a_name_that_is_sixty_three_bytes_long_which_is_the_longest_allow VALUES (1, 1);
+INSERT INTO the_longest_name_that_there_is_for_tables_has_sixty_three_bytes VALUES (1, 1);
 INSERT INTO klines SELECT 1 + i % 20, timestamptz '2025-01-01' + i * interval '1 min', 1, i
 FROM generate_series(1, 2000) AS i;
 INSERT INTO ticks SELECT i * 10, 1, i FROM generate_series(1, 300) AS i;
