@@ -43,7 +43,7 @@ from helios.mirrors.reading import Mirror, Seen
 from helios.mirrors.relay import ForeignError, NewerError, Relay
 from helios.mirrors.service import Service
 from helios.mirrors.source import NEEDS
-from helios.mirrors.status import Status, metrics, status
+from helios.mirrors.status import Status, metrics, refuse_lost_rows, status
 from helios.mirrors.store import READER_COMMANDS, RELAY_COMMANDS, LostError
 
 __all__ = [
@@ -69,5 +69,6 @@ __all__ = [
     "metrics",
     "publish_candles",
     "read_candle",
+    "refuse_lost_rows",
     "status",
 ]

@@ -4,18 +4,31 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, text
 
+from helios.errors import SchemaError
 from helios.mirrors.keys import BUCKET
 from helios.mirrors.relay import Relay
 from helios.mirrors.source import NEWEST_POINT, Source, statement
 from helios.mirrors.store import ALIVE
-from helios.mirrors.values import voucher
+from helios.mirrors.values import literal, voucher
+from helios.models import mirror_state
 
 if TYPE_CHECKING:
     from redis import Redis
 
 MOST = 1_000_000  # entries that are counted
+# What revision 0002 began with, and a dump without these tables' rows leaves out.
+STATE = statement("INSERT INTO {state} (bucket, server, form) VALUES ({of}, 0, '')", of=literal(BUCKET))
+POINT = statement(
+    "INSERT INTO {points} (bucket, number, token, snapshot) VALUES ({of}, 0, 'nothing yet', '1:1:')", of=literal(BUCKET)
+)
+STANDS = text(
+    statement(
+        "SELECT EXISTS (SELECT FROM {state} WHERE bucket = {of}), EXISTS (SELECT FROM {points} WHERE bucket = {of})",
+        of=literal(BUCKET),
+    )
+)
 STAND = statement(f"""
     SELECT token, relayed_at, number, leader, rebuilt_at, rebuild_reason, rebuild_milliseconds,
            (SELECT count(*) FROM (
@@ -44,6 +57,21 @@ class Status:
     rebuilt_by: str | None
     rebuild_reason: str | None
     rebuild_seconds: float | None
+
+
+def refuse_lost_rows(connection: Connection) -> None:
+    """Let a program go on only where PostgreSQL knows where the mirrors stand, as a dump without these rows does not.
+
+    Raises:
+        SchemaError: a row is lost; the message holds the SQL that puts it back.
+
+    """
+    lost = [row for row, there in zip((STATE, POINT), connection.execute(STANDS).one(), strict=True) if not there]
+    if lost:
+        raise SchemaError(
+            f"schema {mirror_state.schema!r} has lost the rows that say where the mirrors stand: "
+            f"run as its owner: {'; '.join(lost)}; and then `helios mirror rebuild`"
+        )
 
 
 def status(engine: Engine, client: "Redis", bucket: str = BUCKET) -> Status:
