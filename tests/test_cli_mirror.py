@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import urllib.request
 from collections.abc import Iterator
 
@@ -12,8 +13,6 @@ from server_user import until
 from sqlalchemy import URL
 
 from helios import mirrors
-
-PORT = 39187
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +58,12 @@ def test_check_says_so_where_no_relay_runs(scene):
 
 def test_a_relay_runs_serves_metrics_and_stops_on_sigterm(scene):
     """It ends cleanly, with exit status 0 and without a word."""
-    process = start("helios.cli", "mirror", "run", "--metrics-port", str(PORT), env=scene.env)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    process = start("helios.cli", "mirror", "run", "--metrics-port", str(port), env=scene.env)
     scene.run(f"UPDATE {SCHEMA}.tickers SET last_price = 2")
     until(lambda: "2" == scene.ticker()["last_price"])
-    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics") as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         told = answer.read().decode()
     assert "helios_mirror_batches_total 1\n" in told
     process.send_signal(signal.SIGTERM)
