@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from helios import db
+from helios.errors import HeliosError
 from helios.mirrors.image import Changes
 from helios.mirrors.keys import Place
 from helios.mirrors.values import FORM, PREPARER, literal, table_name
@@ -135,6 +136,10 @@ READS_ALL = statement("SELECT set_config('enable_seqscan', 'on', true)")
 SNAPSHOT = statement("SELECT pg_current_snapshot()::text")
 
 
+class GoneError(HeliosError):
+    """There is no such bucket: the mirrors were spread over another number of them."""
+
+
 @dataclass(frozen=True)
 class Point:
     """Where the mirrors stand, as PostgreSQL knows it; which server and form of values they were made from and in."""
@@ -162,7 +167,7 @@ class Source:
         try:
             self.connection.autocommit = True
             db.refuse_pooler(self.connection, engine.url, NEEDS)
-            database, schema, server = self.one(PLACE)
+            database, schema, server = self.refuse_gone()
         except BaseException:
             self.close()
             raise
@@ -178,6 +183,18 @@ class Source:
             cursor.execute(query, {**self.bucket, **values})
             return cursor.fetchone()
 
+    def refuse_gone(self) -> Any:  # noqa: ANN401 - a row
+        """Ask where this is.
+
+        Raises:
+            GoneError: there is no such bucket, any more or at all.
+
+        """
+        found = self.one(PLACE)
+        if found is None:
+            raise GoneError(f"mirror_state has no bucket {self.bucket['bucket']!r}: the mirrors are spread otherwise")
+        return found
+
     def poll(self, longest: float = 0.0) -> tuple[str, bool, float]:
         """Tell the newest point's token, whether anything changed since, and how long ago that was so at most.
 
@@ -187,10 +204,13 @@ class Source:
         """
         began = time.monotonic()
         if longest > 0:
-            token, waited, changed = self.one(WAIT_AND_POLL, longest=longest, every=EVERY)
+            found = self.one(WAIT_AND_POLL, longest=longest, every=EVERY)
         else:
-            token, waited, changed = self.one(POLL_NOW)
+            found = self.one(POLL_NOW)
         took = time.monotonic() - began
+        if found is None:
+            self.refuse_gone()
+        token, waited, changed = found
         return token, changed, took - min(float(waited or 0), took)
 
     @contextmanager

@@ -9,7 +9,8 @@ more time on them than Redis does.
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis import RedisCluster
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from helios.errors import HeliosError
 from helios.mirrors.image import Writes
@@ -18,6 +19,8 @@ from helios.mirrors.keys import Place
 if TYPE_CHECKING:
     from redis import Redis
 
+# What says that Redis, or the node of a Redis Cluster that holds a key, is not reached or not its master any more.
+UNREACHED = (RedisError, RedisClusterException, OSError)
 ALIVE = 60_000  # milliseconds that a heartbeat lives: a reader's lag is this less its time to live
 # What an ACL has to allow, beside `~<pattern>` for the keys: the relay, its check included, and a reader.
 RELAY_COMMANDS = "watch unwatch multi exec get mget set mset del unlink hset hdel hgetall scan hello auth select ping"
@@ -32,10 +35,20 @@ class Store:
     """A connection to the Redis that holds a bucket; `token` is what the bucket says it stands at, None for nothing."""
 
     def __init__(self, client: "Redis", place: Place) -> None:
-        self.pool = client.connection_pool
         self.place = place
-        self.connection: Any = self.pool.get_connection()
         self.token: str | None = None
+        try:
+            self.connect(pool_of(client, place.token))
+        except UNREACHED:
+            if not isinstance(client, RedisCluster):
+                raise
+            client.nodes_manager.initialize()  # another node may be the master by now
+            self.connect(pool_of(client, place.token))
+
+    def connect(self, pool: Any) -> None:  # noqa: ANN401 - redis-py's
+        """Take a connection, and watch the token."""
+        self.pool = pool
+        self.connection: Any = pool.get_connection()
         try:
             self.watch()
         except BaseException:
@@ -131,6 +144,13 @@ class Store:
         for name, answer in zip(of_hashes, answers, strict=True):
             contents[name] = hash_of(answer)
         return contents
+
+
+def pool_of(client: Any, key: str) -> Any:  # noqa: ANN401 - redis-py's, of either kind
+    """Give the connections to the Redis that holds a key: of a Redis Cluster, to its node."""
+    if isinstance(client, RedisCluster):
+        client = client.get_redis_connection(client.get_node_from_key(key))
+    return client.connection_pool
 
 
 def hash_of(answer: Any) -> dict[str, str] | str | None:  # noqa: ANN401 - whatever Redis answered
