@@ -1,8 +1,9 @@
 """Clients of a Redis Cluster, made from the settings."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 
 from helios import label
 from helios.errors import RecordingError, UnreachableError
@@ -23,6 +24,8 @@ def is_cluster(url: URL) -> bool:
 def create_redis(settings: Settings, url: URL, options: dict[str, Any]) -> "Redis":
     """Make a client that finds the node of each key, and connect it.
 
+    Its `again(nodes, **options)` makes another one of the same cluster, by nodes (host, port) that are known meanwhile.
+
     Raises:
         UnreachableError: no node answers, or none that lets this login in.
 
@@ -31,24 +34,37 @@ def create_redis(settings: Settings, url: URL, options: dict[str, Any]) -> "Redi
     from redis.cluster import ClusterNode  # noqa: PLC0415 - likewise
 
     refuse_label(settings)
-    nodes = [ClusterNode(*node_of(each)) for each in cluster_nodes(url)]  # type: ignore[no-untyped-call]
-    try:
-        made = redis.RedisCluster(url=plain(url), startup_nodes=nodes, **options)
-    except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
-        said = hide(" ".join(str(error).split()), url)
-        raise UnreachableError(
-            f"cannot connect to {masked(url)}: {said}; check REDIS_URL, and that the nodes run and are a cluster"
-        ) from None
-    return cast("Redis", made)
+
+    def make(nodes: Iterable[tuple[str, int]], **more: Any) -> Any:  # noqa: ANN401 - redis-py's
+        startup = [ClusterNode(*each) for each in nodes]  # type: ignore[no-untyped-call]
+        given = {"require_full_coverage": False, **options, **more}
+        try:
+            made: Any = redis.RedisCluster(url=plain(url), startup_nodes=startup, **given)
+        except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
+            said = hide(" ".join(str(error).split()), url)
+            raise UnreachableError(
+                f"cannot connect to {masked(url)}: {said}; check REDIS_URL, and that the nodes run and are a cluster"
+            ) from None
+        made.again = make
+        return made
+
+    return cast("Redis", make(others_of(url)))
 
 
 def create_async_redis(settings: Settings, url: URL, options: dict[str, Any]) -> "AsyncRedis":
-    """Make an asynchronous client that finds the node of each key; it connects when it is first used."""
+    """Make an asynchronous client likewise; it connects when it is first used."""
     from redis.asyncio.cluster import ClusterNode, RedisCluster  # noqa: PLC0415 - a tenth of a second for its users
 
     refuse_label(settings)
-    nodes = [ClusterNode(*node_of(each)) for each in cluster_nodes(url)]
-    return cast("AsyncRedis", RedisCluster.from_url(plain(url), startup_nodes=nodes or None, **options))
+
+    def make(nodes: Iterable[tuple[str, int]], **more: Any) -> Any:  # noqa: ANN401 - redis-py's
+        startup = [ClusterNode(*each) for each in nodes]
+        given = {"require_full_coverage": False, **options, **more}
+        made: Any = RedisCluster.from_url(plain(url), startup_nodes=startup or None, **given)
+        made.again = make
+        return made
+
+    return cast("AsyncRedis", make(others_of(url)))
 
 
 def refuse_label(settings: Settings) -> None:
@@ -71,8 +87,7 @@ def plain(url: URL) -> str:
     return first.difference_update_query(["host", "db"]).render_as_string(hide_password=False)
 
 
-def node_of(told: str) -> tuple[str, int]:
-    """Read a node's host and port."""
-    bracketed, _, port = told.partition("]") if told.startswith("[") else ("", "", "")
-    host, port = (bracketed[1:], port.lstrip(":")) if bracketed else told.partition(":")[::2]
-    return host, int(port or PORT)
+def others_of(url: URL) -> list[tuple[str, int]]:
+    """Read host and port of the other nodes that a URL names."""
+    urls = [make_url(f"redis://{each}") for each in cluster_nodes(url)]
+    return [(each.host or "", each.port or PORT) for each in urls]

@@ -48,9 +48,13 @@ class Place:
         """Tell among how many buckets the keys are spread."""
         return number_of_buckets(self.bucket)
 
+    def of(self, bucket: str) -> "Place":
+        """Give another bucket's."""
+        return self if self.bucket == bucket else replace(self, bucket=bucket)
+
     def at(self, name: Name) -> "Place":
         """Give the bucket that holds what is of an instrument or account, by its name or one that begins with it."""
-        return self if self.bucket == BUCKET else replace(self, bucket=bucket_of(name[:3], self.buckets))
+        return self if self.bucket == BUCKET else self.of(bucket_of(name[:3], self.buckets))
 
     def holds(self, name: Name) -> bool:
         """Tell whether what is of an instrument or account is in this bucket."""

@@ -21,8 +21,8 @@ class Owners:
         if changes.everything or changes.renamed:
             self.instruments.clear()
             self.accounts.clear()
-        of_instruments = changes.tickers | {number for number, _ in changes.series}
-        of_accounts = {number for number, *_ in (*changes.orders, *changes.positions)}
+        of_instruments = changes.tickers | {each[0] for each in changes.series}
+        of_accounts = {each[0] for each in changes.orders} | {each[0] for each in changes.positions}
         for table, known, wanted in (
             ("instruments", self.instruments, of_instruments),
             ("accounts", self.accounts, of_accounts),
@@ -46,7 +46,8 @@ class Owners:
         """Name the buckets that changes are of; a new name may move things from any bucket to any other."""
         if changes.everything or changes.renamed:
             return set(bucket_names(self.buckets))
-        of_instruments = changes.tickers | {number for number, _ in changes.series}
-        of_accounts = {number for number, *_ in (*changes.orders, *changes.positions)}
-        found = {self.instruments.get(each) for each in of_instruments} | {self.accounts.get(each) for each in of_accounts}
+        found = {self.instruments.get(each) for each in changes.tickers}
+        found |= {self.instruments.get(each[0]) for each in changes.series}
+        found |= {self.accounts.get(each[0]) for each in changes.orders}
+        found |= {self.accounts.get(each[0]) for each in changes.positions}
         return {each for each in found if each is not None}

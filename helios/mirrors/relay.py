@@ -19,9 +19,10 @@ from sqlalchemy import Engine
 from helios.errors import HeliosError
 from helios.mirrors import image
 from helios.mirrors.keys import BUCKET, number_of_buckets
+from helios.mirrors.nodes import UNREACHED
 from helios.mirrors.owners import Owners
 from helios.mirrors.source import Point, Source
-from helios.mirrors.store import UNREACHED, LostError, Store, commands_of, packed
+from helios.mirrors.store import LostError, Store, commands_of, packed
 from helios.mirrors.values import FORM, age_of, voucher
 
 if TYPE_CHECKING:

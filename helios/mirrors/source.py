@@ -32,6 +32,7 @@ NAMES = {
     "outbox_literal": literal(table_name(mirror_outbox)),
     "points_literal": literal(table_name(mirror_points)),
     "empty": f"{PREPARER.quote(str(mirror_outbox.schema))}.empty_mirror_outbox",
+    "spread": f"{PREPARER.quote(str(mirror_outbox.schema))}.spread_mirrors",
     "schema": literal(str(mirror_outbox.schema)),
     "channel": PREPARER.quote(f"helios_mirror_{mirror_outbox.schema}"[:63]),
     "form": literal(FORM),
@@ -203,10 +204,7 @@ class Source:
 
         """
         began = time.monotonic()
-        if longest > 0:
-            found = self.one(WAIT_AND_POLL, longest=longest, every=EVERY)
-        else:
-            found = self.one(POLL_NOW)
+        found = self.one(WAIT_AND_POLL, longest=longest, every=EVERY) if longest > 0 else self.one(POLL_NOW)
         took = time.monotonic() - began
         if found is None:
             self.refuse_gone()

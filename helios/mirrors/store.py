@@ -9,18 +9,16 @@ more time on them than Redis does.
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from redis import RedisCluster
-from redis.exceptions import RedisClusterException, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from helios.errors import HeliosError
 from helios.mirrors.image import Writes
 from helios.mirrors.keys import Place
+from helios.mirrors.nodes import UNREACHED, find_anew, pool_of
 
 if TYPE_CHECKING:
     from redis import Redis
 
-# What says that Redis, or the node of a Redis Cluster that holds a key, is not reached or not its master any more.
-UNREACHED = (RedisError, RedisClusterException, OSError)
 ALIVE = 60_000  # milliseconds that a heartbeat lives: a reader's lag is this less its time to live
 # What an ACL has to allow, beside `~<pattern>` for the keys: the relay, its check included, and a reader.
 RELAY_COMMANDS = "watch unwatch multi exec get mget set mset del unlink hset hdel hgetall scan hello auth select ping"
@@ -40,9 +38,8 @@ class Store:
         try:
             self.connect(pool_of(client, place.token))
         except UNREACHED:
-            if not isinstance(client, RedisCluster):
+            if not find_anew(client):
                 raise
-            client.nodes_manager.initialize()  # another node may be the master by now
             self.connect(pool_of(client, place.token))
 
     def connect(self, pool: Any) -> None:  # noqa: ANN401 - redis-py's
@@ -144,13 +141,6 @@ class Store:
         for name, answer in zip(of_hashes, answers, strict=True):
             contents[name] = hash_of(answer)
         return contents
-
-
-def pool_of(client: Any, key: str) -> Any:  # noqa: ANN401 - redis-py's, of either kind
-    """Give the connections to the Redis that holds a key: of a Redis Cluster, to its node."""
-    if isinstance(client, RedisCluster):
-        client = client.get_redis_connection(client.get_node_from_key(key))
-    return client.connection_pool
 
 
 def hash_of(answer: Any) -> dict[str, str] | str | None:  # noqa: ANN401 - whatever Redis answered

@@ -38,7 +38,7 @@ def upgrade() -> None:
         $$
     """)
     op.execute(
-        "COMMENT ON FUNCTION spread_mirrors(text[]) IS 'Has the mirrors stand in these buckets of keys, and in no other; "
+        "COMMENT ON FUNCTION spread_mirrors(text[]) IS 'Has the mirrors stand in these buckets of keys, in no other; "
         "everything is to be mirrored anew'"
     )
     op.execute("REVOKE ALL ON FUNCTION spread_mirrors(text[]) FROM PUBLIC")
