@@ -31,6 +31,7 @@ OPTIONS = {
     "cluster-node-timeout": "1000",
     "cluster-replica-validity-factor": "0",  # a replica takes over however long ago it heard of its master
     "cluster-allow-replica-migration": "no",
+    "cluster-require-full-coverage": "no",  # what is on other nodes goes on
     "repl-diskless-sync-delay": "0",
 }
 
