@@ -139,7 +139,9 @@ class Stage:
     def __init__(self, cluster: Cluster, scene: Scene, buckets: int) -> None:
         self.cluster, self.scene = cluster, scene
         url = cluster.url.render_as_string(hide_password=False)
-        self.settings = Settings(database_url=scene.url, redis_url=Settings.from_environment({"REDIS_URL": url}).redis_url)
+        self.settings = Settings(
+            database_url=scene.url, redis_url=Settings.from_environment({"REDIS_URL": url}).redis_url
+        )
         self.env = variables(scene.url, REDIS_URL=url)
         self.relays = mirrors.Relays(scene.engine, db.create_redis(self.settings))
         self.relays.spread(buckets)
@@ -214,7 +216,10 @@ def main() -> int:
                 cluster.settle()
                 differing = stage.differences()
                 trading = stage.trading
-                print(f"{number + 1}: fresh after {took[-1]:.2f} s, {len(differing)} differences, {len(trading.wrong)} wrong reads", flush=True)
+                print(
+                    f"{number + 1}: fresh after {took[-1]:.2f} s, {len(differing)} differences, {len(trading.wrong)} wrong reads",
+                    flush=True,
+                )
                 if differing or trading.wrong:
                     print(differing[:3], trading.wrong[:3])
                     return 1
