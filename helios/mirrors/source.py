@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from helios import db
+from helios.errors import HeliosError
 from helios.mirrors import values
 from helios.mirrors.image import Changes
 from helios.mirrors.keys import Place
@@ -32,6 +33,7 @@ NAMES = {
     "outbox_literal": literal(table_name(mirror_outbox)),
     "points_literal": literal(table_name(mirror_points)),
     "empty": f"{PREPARER.quote(str(mirror_outbox.schema))}.empty_mirror_outbox",
+    "spread": f"{PREPARER.quote(str(mirror_outbox.schema))}.spread_mirrors",
     "schema": literal(str(mirror_outbox.schema)),
     "channel": PREPARER.quote(f"helios_mirror_{mirror_outbox.schema}"[:63]),
     "form": literal(FORM),
@@ -156,6 +158,10 @@ READS_ALL = "SET LOCAL enable_seqscan TO on"
 SNAPSHOT = statement("SELECT pg_current_snapshot()::text")
 
 
+class GoneError(HeliosError):
+    """There is no such bucket: the mirrors were spread over another number of them."""
+
+
 @dataclass(frozen=True)
 class Point:
     """Where the mirrors stand, as PostgreSQL knows it; which server and form of values they were made from and in."""
@@ -183,7 +189,7 @@ class Source:
         try:
             self.connection.autocommit = True
             db.refuse_pooler(self.connection, engine.url, NEEDS)
-            database, schema, server = self.one(PLACE)
+            database, schema, server = self.refuse_gone()
             self.run(PREPARE)
         except BaseException:
             self.close()
@@ -205,6 +211,18 @@ class Source:
         with self.connection.cursor() as cursor:
             cursor.execute(command, {**self.bucket, **values})
 
+    def refuse_gone(self) -> Any:  # noqa: ANN401 - a row
+        """Ask where this is.
+
+        Raises:
+            GoneError: there is no such bucket, any more or at all.
+
+        """
+        found = self.one(PLACE)
+        if found is None:
+            raise GoneError(f"mirror_state has no bucket {self.bucket['bucket']!r}: the mirrors are spread otherwise")
+        return found
+
     def poll(self, longest: float = 0.0) -> tuple[str, bool, float]:
         """Tell the newest point's token, whether anything changed since, and how long ago that was so at most.
 
@@ -213,11 +231,11 @@ class Source:
 
         """
         began = time.monotonic()
-        if longest > 0:
-            token, waited, changed = self.one(WAIT_AND_POLL, longest=longest, every=EVERY)
-        else:
-            token, waited, changed = self.one(POLL_NOW)
+        found = self.one(WAIT_AND_POLL, longest=longest, every=EVERY) if longest > 0 else self.one(POLL_NOW)
         took = time.monotonic() - began
+        if found is None:
+            self.refuse_gone()
+        token, waited, changed = found
         return token, changed, took - min(float(waited or 0), took)
 
     @contextmanager

@@ -104,9 +104,17 @@ TABLES = {
 }
 
 
-def statement(text: str) -> str:
+def statement(text: str, **more: str) -> str:
     """Fill the tables' names and the values' forms into a statement, once: the relay runs it again and again."""
-    return text.format(**TABLES)
+    return text.format(**TABLES, **more)
+
+
+def all_and_some(text: str, column: str) -> dict[str, str]:
+    """Make the statement that reads everything, and the one that does so of some instruments or accounts."""
+    return {
+        "all": statement(text, of=""),
+        "some": statement(text, of=f"AND {column} = ANY (%(ids)s::integer[])"),
+    }
 
 
 LINES = """
@@ -140,10 +148,13 @@ PREPARE = statement("""
 """)
 NAMED = "unnest(%s::text[], %s::text[], %s::text[]) AS n (exchange, market, symbol)"
 TICKERS = {
-    "all": statement("""
+    **all_and_some(
+        """
         SELECT i.exchange, i.market, i.symbol, {ticker} FROM {tickers} AS t
-        JOIN {instruments} AS i ON i.id = t.instrument_id
-    """),
+        JOIN {instruments} AS i ON i.id = t.instrument_id {of}
+        """,
+        "i.id",
+    ),
     "ids": "EXECUTE helios_tickers (%s)",
     "names": statement(f"""
         SELECT n.exchange, n.market, n.symbol, CASE WHEN t.instrument_id IS NOT NULL THEN {{ticker}} END
@@ -152,7 +163,8 @@ TICKERS = {
     """),
 }
 SERIES = {
-    "all": statement(f"""
+    **all_and_some(
+        f"""
         WITH RECURSIVE found AS (
             SELECT n."interval", (SELECT min(instrument_id) FROM {{klines}} AS k WHERE k."interval" = n."interval")
                 AS instrument_id
@@ -163,9 +175,11 @@ SERIES = {
             FROM found WHERE found.instrument_id IS NOT NULL
         )
         SELECT i.exchange, i.market, i.symbol, w."interval", lines
-        FROM found AS w JOIN {{instruments}} AS i ON i.id = w.instrument_id {LINES_OF_EACH}
+        FROM found AS w JOIN {{instruments}} AS i ON i.id = w.instrument_id {{of}} {LINES_OF_EACH}
         WHERE lines IS NOT NULL
-    """),
+        """,
+        "i.id",
+    ),
     "ids": statement(f"""
         SELECT i.exchange, i.market, i.symbol, %(interval)s, lines
         FROM unnest(%(ids)s::integer[]) AS w (instrument_id)
@@ -180,11 +194,14 @@ SERIES = {
     """),
 }
 ORDERS = {
-    "all": statement("""
+    **all_and_some(
+        """
         SELECT a.exchange, a.name, o.id::text, {order}
         FROM {accounts} AS a LEFT JOIN {orders} AS o ON o.account_id = a.id AND {is_open}
-        LEFT JOIN {instruments} AS i ON i.id = o.instrument_id ORDER BY a.id
-    """),
+        LEFT JOIN {instruments} AS i ON i.id = o.instrument_id WHERE true {of} ORDER BY a.id
+        """,
+        "a.id",
+    ),
     "ids": "EXECUTE helios_orders (%s, %s)",
     "names": statement("""
         SELECT n.exchange, n.name, o.id::text, CASE WHEN a.id IS NOT NULL THEN {order} END, a.id IS NOT NULL
@@ -198,11 +215,14 @@ ORDERS = {
     """),
 }
 POSITIONS = {
-    "all": statement("""
+    **all_and_some(
+        """
         SELECT a.exchange, a.name, concat_ws('|', p.instrument_id, p.position_side), {position}
         FROM {accounts} AS a LEFT JOIN {positions} AS p ON p.account_id = a.id
-        LEFT JOIN {instruments} AS i ON i.id = p.instrument_id ORDER BY a.id
-    """),
+        LEFT JOIN {instruments} AS i ON i.id = p.instrument_id WHERE true {of} ORDER BY a.id
+        """,
+        "a.id",
+    ),
     "ids": "EXECUTE helios_positions (%s, %s, %s)",
     "names": statement("""
         SELECT n.exchange, n.name, concat_ws('|', p.instrument_id, p.position_side), {position}, a.id IS NOT NULL
@@ -216,3 +236,8 @@ POSITIONS = {
         JOIN {instruments} AS i ON i.id = p.instrument_id WHERE p.instrument_id = ANY (%s::integer[])
     """),
 }
+NAMES = {
+    "instruments": statement("SELECT id, exchange, market, symbol FROM {instruments}"),
+    "accounts": statement("SELECT id, exchange, name FROM {accounts}"),
+}
+SOME_NAMES = {table: f"{text} WHERE id = ANY (%s::integer[])" for table, text in NAMES.items()}
