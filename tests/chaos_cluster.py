@@ -54,6 +54,7 @@ class Trading:
         """Make the instruments, and begin."""
         named = ", ".join(f"('binance', 'spot', '{each}')" for each in SYMBOLS)
         self.scene.run(
+            f"INSERT INTO {SCHEMA}.accounts (exchange, market, name) VALUES ('binance', 'spot', 'main')",
             f"INSERT INTO {SCHEMA}.instruments (exchange, market, symbol) VALUES {named}",
             f"INSERT INTO {SCHEMA}.tickers (instrument_id, last_price, event_at) "
             f"SELECT id, 1, now() FROM {SCHEMA}.instruments WHERE symbol LIKE 'S%'",
