@@ -23,6 +23,7 @@ from helios.mirrors.keys import bucket_names, bucket_of, slot_of
 from helios.mirrors.values import CANDLE
 from helios.settings import Settings
 
+BUCKETS = 6  # two on each master
 PLENTY = timedelta(seconds=20)
 
 
@@ -60,10 +61,10 @@ def test_a_test_run_does_not_write_to_a_cluster(monkeypatch):
 
 @pytest.fixture(scope="module")
 def stage(nodes: Cluster, cluster: URL) -> Iterator[Stage]:
-    """Mirrors in 16 buckets of the cluster, a relay that runs, a writer and a reader; in the end nobody read wrong."""
+    """Mirrors in six buckets of the cluster, a relay that runs, a writer and a reader; in the end nobody read wrong."""
     nodes.empty()
     with scene_of(cluster) as scene:
-        made = Stage(nodes, scene, 16)
+        made = Stage(nodes, scene, BUCKETS)
         with made.running():
             yield made
         assert [] == made.trading.wrong
@@ -108,12 +109,13 @@ def mirror_hashes(session: Session, client: Redis) -> mirrors.Seen:
 
 
 @pytest.mark.parametrize("returns", [False, True], ids=["its replica takes over", "it returns empty"])
-def test_a_killed_master_stalls_the_mirrors_for_seconds(stage: Stage, returns: bool):
+def test_a_killed_master_stalls_the_mirrors_for_seconds(stage: Stage, *, returns: bool):
     """They are fresh and equal again, nobody having read anything too old; a second relay does no harm."""
     second = start("helios.cli", "mirror", "run", env=stage.env)
     try:
-        slot = slot_of(bucket_names(16)[3])
-        assert stage.kill(slot, returns=returns) < 30
+        slot = slot_of(bucket_names(BUCKETS)[3])
+        _, fresh = stage.kill(slot, returns=returns)
+        assert fresh < 30
         stage.cluster.settle()
         assert () == stage.differences()
     finally:
@@ -123,7 +125,7 @@ def test_a_killed_master_stalls_the_mirrors_for_seconds(stage: Stage, returns: b
 
 def test_a_slot_moves_to_another_node_while_relaying(stage: Stage):
     """Key by key, beside the writer; then its bucket goes on there."""
-    bucket = bucket_of(("binance", "spot", "S1"), 16)
+    bucket = bucket_of(("binance", "spot", "S1"), BUCKETS)
     slot = slot_of(bucket)
     old = stage.cluster.master_of(slot)
     to = next(each for each in stage.cluster.masters if each is not old)
@@ -141,15 +143,15 @@ def test_keys_of_other_buckets_are_told_and_removed(stage: Stage):
     stray = mirrors.Place(str(stage.scene.url.database), "helios_trading", bucket_names(3)[1]).token
     client.set(stray, "left")
     assert [(stray, "ghost")] == [(each.key, each.kind) for each in stage.differences()]
-    _, talk = finish(start("helios.cli", "mirror", "buckets", "16", env=stage.env))
-    assert "16 buckets" in talk
+    _, talk = finish(start("helios.cli", "mirror", "buckets", str(BUCKETS), env=stage.env))
+    assert f"{BUCKETS} buckets" in talk
     assert () == stage.differences()
 
 
 def test_the_doctor_and_status_know_all_buckets(stage: Stage):
     """Status has a line for each; the doctor says what stands behind, and asks every master whether it evicts."""
     said, _ = finish(start("helios.cli", "mirror", "status", "--json", env=stage.env))
-    assert list(bucket_names(16)) == [each["bucket"] for each in json.loads(said)]
+    assert list(bucket_names(BUCKETS)) == [each["bucket"] for each in json.loads(said)]
     said, _ = finish(start("helios.cli", "doctor", "--json", env=stage.env), expected=None)
     found = {each["check"]: each for each in json.loads(said)}
     assert "3 masters" in found["Redis"]["found"]
@@ -176,7 +178,7 @@ def test_users_with_the_listed_rights_are_enough(stage: Stage):
     with stage.trading.still():
         relays.rebuild("for a test")
         relays.drain()
-        relays.spread(16)
+        relays.spread(BUCKETS)
         assert () == mirrors.check(relays).differences
     relays.close()
     live = queries.Live(db.create_redis(reader))
