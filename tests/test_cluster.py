@@ -21,9 +21,11 @@ from helios import db, mirrors, queries
 from helios.errors import RecordingError, UnreachableError
 from helios.mirrors.keys import bucket_names, bucket_of, slot_of
 from helios.mirrors.values import CANDLE
+from helios.queries.mirrored import candle_of
 from helios.settings import Settings
 
 BUCKETS = 6  # two on each master
+CANDLE_OF_ONES = dict.fromkeys(CANDLE, 1) | {"open_time": datetime(2025, 3, 1, tzinfo=UTC)}
 PLENTY = timedelta(seconds=20)
 
 
@@ -80,11 +82,11 @@ def test_mirrors_stand_on_all_masters_and_every_reader_finds_them(stage: Stage):
         until(lambda: all(live.price(connection, each).mirrored for each in symbols))
         until(lambda: live.open_orders(connection, ("binance", "main")).mirrored)
         mirror = mirrors.Mirror.of(connection, live.client)
-        candle = dict.fromkeys(CANDLE, 1) | {"open_time": datetime(2025, 3, 1, tzinfo=UTC)}
-        mirrors.publish_candles(mirror, {(*each, "1m"): candle for each in symbols})
+        mirrors.publish_candles(mirror, {(*each, "1m"): CANDLE_OF_ONES for each in symbols})
         assert [1] * len(symbols) == [live.running(connection, each, "1m").close for each in symbols]
-    said, _ = finish(start("helios.cli", "price", "S1", "--json", env=stage.env))
-    assert "mirror" == json.loads(said)[0]["answered_by"]
+    for url, answered_by in ((stage.env["REDIS_URL"], "mirror"), ("redis+cluster://127.0.0.1:1", "postgresql")):
+        said, _ = finish(start("helios.cli", "price", "S1", "--json", env={**stage.env, "REDIS_URL": url}))
+        assert answered_by == json.loads(said)[0]["answered_by"]
     assert () == stage.differences()
 
 
@@ -97,15 +99,18 @@ async def test_an_asynchronous_reader_finds_all(stage: Stage):
         for each in SYMBOLS:
             price = await session.run_sync(live.price, ("binance", "spot", each))
             assert price.mirrored
-        assert {} == (await session.run_sync(mirror_hashes, live.client)).contents[0]
+        assert ({}, 1) == await session.run_sync(orders_and_candle, live.client)
     await live.client.aclose()
     await client.aclose()
     await engine.dispose()
 
 
-def mirror_hashes(session: Session, client: Redis) -> mirrors.Seen:
-    mirror = mirrors.Mirror.of(session, client)
-    return mirror.hashes(mirror.place.key("orders", "binance", "main"))
+def orders_and_candle(session: Session, client: Redis) -> tuple[object, object]:
+    """Read the open orders, and a running candle that is told just before."""
+    mirror, series = mirrors.Mirror.of(session, client), ("binance", "spot", "S2", "1m")
+    mirrors.publish_candles(mirror, {series: CANDLE_OF_ONES})
+    orders = mirror.hashes(mirror.place.key("orders", "binance", "main"))
+    return orders and orders.contents[0], candle_of(mirrors.read_candle(mirror, series)).close
 
 
 @pytest.mark.parametrize("returns", [False, True], ids=["its replica takes over", "it returns empty"])
