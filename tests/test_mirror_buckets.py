@@ -15,9 +15,11 @@ from helios import mirrors, queries
 from helios.errors import InputError, SchemaError
 from helios.mirrors.auditing import Audit
 from helios.mirrors.keys import SLOTS, bucket_names, bucket_of, slot_of
+from helios.mirrors.lookout import Lookout
+from helios.mirrors.source import CALL
+from helios.models import Ticker
 from helios.settings import Settings
 from helios.testing.mirrored import mirror_keys
-from helios.models import Ticker
 
 SYMBOLS = [f"S{number}" for number in range(12)]
 FOUR = bucket_names(4)
@@ -112,6 +114,30 @@ def test_a_change_is_relayed_by_its_own_bucket_alone(scene):
     assert [1] * 4 == [each.counts.entries for each in scene.relays.every()]
 
 
+@pytest.mark.parametrize("listen", [False, True])
+def test_the_lookout_names_the_buckets_of_what_changes(scene, listen):
+    """All at first; then that of each ticker, candle and order that is committed while it waits."""
+    lookout = Lookout(scene.engine, 4, listen=listen)
+    assert set(FOUR) == lookout.look()
+    assert set() == lookout.look(0.01)
+    candle = f"""
+        INSERT INTO {SCHEMA}.klines (instrument_id, interval, open_time, open, high, low, close, volume)
+        SELECT id, '1m', now(), 1, 1, 1, 1, 1 FROM {SCHEMA}.instruments WHERE symbol = 'S9'
+    """
+    for statement, name in (
+        (price("S3", 7), ("binance", "spot", "S3")),
+        (candle, ("binance", "spot", "S9")),
+        (scene.order("one"), ("binance", "main")),
+    ):
+        timer = threading.Timer(0.1, scene.run, [statement, CALL.split("; ")[2]])
+        timer.start()
+        assert {bucket_of(name, 4)} == lookout.look(20)
+        timer.join()
+    scene.run(f"UPDATE {SCHEMA}.instruments SET symbol = 'S99' WHERE symbol = 'S9'")
+    assert set(FOUR) == lookout.look()
+    lookout.close()
+
+
 def test_a_new_name_moves_from_one_bucket_to_another(scene):
     """Nothing is left under the old name, also where one relay is ahead of the other."""
     there = next(each for each in map(str, range(100)) if differs(f"N{each}", "S1"))
@@ -178,7 +204,7 @@ def test_the_number_changes_while_a_relay_runs_and_a_reader_reads(scene):
 def test_the_outbox_is_emptied_for_all_buckets(scene):
     """A point of each is kept, and nothing waits."""
     scene.run(
-        f"INSERT INTO {SCHEMA}.mirror_outbox (subject, key) SELECT 'ticker', repeat('9', 9) FROM generate_series(1, 40000)"
+        f"INSERT INTO {SCHEMA}.mirror_outbox (subject, key) SELECT 'ticker', '999' FROM generate_series(1, 40000)"
     )
     for each in scene.relays.every():
         each.step()

@@ -47,9 +47,10 @@ from helios.mirrors.service import Service
 from helios.mirrors.source import NEEDS, GoneError
 from helios.mirrors.spread import Relays, Services
 from helios.mirrors.status import Status, metrics, status, statuses
-from helios.mirrors.store import READER_COMMANDS, RELAY_COMMANDS, LostError
+from helios.mirrors.store import CLUSTER_COMMANDS, READER_COMMANDS, RELAY_COMMANDS, LostError
 
 __all__ = [
+    "CLUSTER_COMMANDS",
     "NEEDS",
     "READER_COMMANDS",
     "RELAY_COMMANDS",

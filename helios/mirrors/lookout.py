@@ -17,13 +17,13 @@ from helios.mirrors.source import CHANNEL, EVERY, connected, statement
 WAIT = statement("""
     DO $wait$
     DECLARE
-        xmax bigint := CAST(CAST(pg_snapshot_xmax(CAST(%(snapshot)s AS pg_snapshot)) AS text) AS bigint);
+        first bigint := CAST(CAST(pg_snapshot_xmax(CAST(%(snapshot)s AS pg_snapshot)) AS text) AS bigint);
         late bigint[] := ARRAY(SELECT CAST(CAST(each AS text) AS bigint)
                                FROM pg_snapshot_xip(CAST(%(snapshot)s AS pg_snapshot)) AS each);
     BEGIN
         PERFORM set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true);
         WHILE clock_timestamp() < transaction_timestamp() + %(longest)s * interval '1 second' LOOP
-            EXIT WHEN (SELECT true FROM {outbox} WHERE xid >= xmax ORDER BY xid DESC LIMIT 1)
+            EXIT WHEN (SELECT true FROM {outbox} WHERE xid >= first ORDER BY xid DESC LIMIT 1)
                 OR (cardinality(late) > 0 AND (SELECT true FROM {outbox} WHERE xid = ANY (late) ORDER BY xid LIMIT 1));
             PERFORM pg_sleep(%(every)s);
         END LOOP;

@@ -3,16 +3,13 @@
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
-from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
-from redis import RedisCluster
-from redis.asyncio import RedisCluster as AsyncRedisCluster
 from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
-from sqlalchemy.util import await_only
 
 from helios.mirrors.keys import HEARTBEAT, Place, bucket_names
+from helios.mirrors.nodes import ask
 from helios.mirrors.store import ALIVE
 from helios.mirrors.values import PRESENT, table_name, voucher
 from helios.models import metadata
@@ -52,7 +49,6 @@ class Mirror:
         self.client = client
         self.place = place
         self.voucher = voucher(server).encode()
-        self.clustered = isinstance(client, RedisCluster | AsyncRedisCluster)
 
     @classmethod
     def of(cls, reader: Session | Connection, client: "Redis") -> "Mirror":
@@ -89,14 +85,10 @@ class Mirror:
     def seen_at(self, heartbeat: str, commands: list[tuple[str, str]]) -> Seen | None:
         """Ask for contents and the heartbeat of a bucket at once.
 
-        The heartbeat comes first: a batch that comes between makes the contents newer than it says, never older. Of a
-        Redis Cluster the order is kept by a transaction: where a slot moves, commands are sent again one by one.
+        The heartbeat comes first: a batch that comes between makes the contents newer than it says, never older.
         """
-        pipeline = self.client.pipeline(transaction=self.clustered)
-        for command in (("GET", heartbeat), ("PTTL", heartbeat), *commands):
-            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-        answers = pipeline.execute()
-        vouched, lives, *contents = await_only(answers) if isawaitable(answers) else answers
+        told = [("GET", heartbeat), ("PTTL", heartbeat), *commands]
+        vouched, lives, *contents = ask(self.client, heartbeat, told)
         # Longer than it ever lives: a node took over whose clock is behind.
         if not 0 < lives <= ALIVE or vouched != self.voucher:
             return None
@@ -108,9 +100,7 @@ def heartbeat_of(key: str) -> str:
     return f"{key.partition('}:')[0]}}}:{HEARTBEAT}"
 
 
-def whole(content: dict[bytes, bytes] | list[bytes]) -> dict[str, str] | None:
+def whole(content: dict[bytes, bytes]) -> dict[str, str] | None:
     """Give the fields of a hash; None where the field that says "this is all" is lacking."""
-    if isinstance(content, list):  # as the old protocol has it, and redis-py leaves it in a cluster's transaction
-        content = dict(zip(content[::2], content[1::2], strict=True))
     fields = {name.decode(): value.decode() for name, value in content.items()}
     return fields if fields.pop(PRESENT, None) is not None else None

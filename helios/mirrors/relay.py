@@ -85,6 +85,7 @@ class Relay:
             if side is not None:
                 side.close()
         self.source = self.store = None
+        self.owners = Owners(self.owners.buckets)  # it may be another PostgreSQL by then, or one that went back
         self.proved = self.counts.leads = False
 
     def every(self) -> "tuple[Relay, ...]":

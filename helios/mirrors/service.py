@@ -17,6 +17,7 @@ from helios.mirrors.source import CHANNEL, connected
 
 log = logging.getLogger("helios.mirrors")
 AUDIT, TEND = 0.25, 1.0  # seconds between two slices of the audit, and between two looks at the outbox's size
+APART = 0.25  # seconds between two looks of a relay that is told by somebody else what changes
 ASIDE = 0.1  # seconds before looking again where another relay leads
 FIRST_WAIT, LAST_WAIT = 0.05, 1.0  # seconds before another attempt where PostgreSQL or Redis is down
 
@@ -28,7 +29,7 @@ class Service:
         relay: the relay.
         listen: wait for NOTIFY, which services send after their commits (`follow`, `announce`), and look without it
             every tenth of a second; needs a direct connection. Else PostgreSQL itself looks every 3 ms.
-        told: set by somebody else who looks for it; then it looks by itself every tenth of a second.
+        told: set by somebody else who looks for it; then it looks by itself four times a second.
 
     """
 
@@ -43,8 +44,10 @@ class Service:
         self.audit = Audit(relay)
         self.audited = self.tended = 0.0
         self.told = False
-        # The outbox is that of all buckets: one of their relays sees to it.
-        self.empties = relay.bucket == bucket_names(number_of_buckets(relay.bucket))[0]
+        # Of several buckets, all together look as often as the relay of a single one; and the outbox is that of all.
+        buckets = number_of_buckets(relay.bucket)
+        self.audits_every = AUDIT * buckets
+        self.empties = relay.bucket == bucket_names(buckets)[0]
 
     def run(self) -> None:
         """Relay until `stop` is set; what is down is waited for, with one sentence when it begins and ends.
@@ -80,7 +83,7 @@ class Service:
         if not self.relay.counts.leads and not self.relay.proved:
             self.stop.wait(ASIDE)
         elif self.told_by is not None:
-            self.told = self.told_by.wait(BEAT)
+            self.told = self.told_by.wait(APART)
             if self.told:
                 self.told_by.clear()
         elif self.listener is not None and select.select([self.listener], [], [], BEAT)[0]:
@@ -90,10 +93,10 @@ class Service:
 
     def tend(self) -> None:
         """See to what nobody changed, now and then: keys that Redis lost by itself, an outbox that has grown."""
-        if self.relay.proved and time.monotonic() > self.audited + AUDIT:
+        if self.relay.proved and time.monotonic() > self.audited + self.audits_every:
             self.audit.step()
             self.audited = time.monotonic()
-        if self.relay.source is not None and self.empties and self.audited > self.tended + TEND:
+        if self.relay.source is not None and self.empties and time.monotonic() > self.tended + TEND:
             self.relay.source.empty()
             self.tended = time.monotonic()
 

@@ -16,7 +16,7 @@ from helios.mirrors.keys import MOST_BUCKETS, Place, bucket_names
 from helios.mirrors.lookout import Lookout
 from helios.mirrors.nodes import strays
 from helios.mirrors.relay import BEAT, PASSING, Relay
-from helios.mirrors.service import FIRST_WAIT, LAST_WAIT, Service
+from helios.mirrors.service import APART, FIRST_WAIT, LAST_WAIT, Service
 from helios.mirrors.source import GoneError, connected, statement
 
 if TYPE_CHECKING:
@@ -162,8 +162,7 @@ class Services:
                     pause, waits = FIRST_WAIT, False
                 except PASSING as error:
                     if not waits:
-                        said = " ".join(str(error).split())
-                        log.warning("the mirrors wait: %s", db.hide(said, self.relays.engine.url))
+                        log.warning("the mirrors wait: %s", db.hide(told_by(error), self.relays.engine.url))
                     waits = True
                     self.stop.wait(pause)
                     pause = min(pause * 2, LAST_WAIT)
@@ -215,13 +214,20 @@ def tell(lookout: Lookout, runs: list[Run]) -> None:
     """Wait a moment for changes, and wake the relays of the buckets they are of."""
     try:
         changed = lookout.look(BEAT)
-    except PASSING:
+    except PASSING as error:
+        if lookout.connection is not None:  # once, and not again while it is down
+            log.warning("changes wait for up to %g s: %s", APART, db.hide(told_by(error), lookout.engine.url))
         lookout.close()
-        time.sleep(BEAT)  # the relays say it, and look for themselves meanwhile
+        time.sleep(BEAT)
         return
     for each in runs:
         if each.service.relay.bucket in changed and each.service.told_by is not None:
             each.service.told_by.set()
+
+
+def told_by(error: BaseException) -> str:
+    """Write what an error says in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def where(engine: Engine) -> tuple[Place, set[str]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Engine
 
 from helios.mirrors.keys import BUCKET
+from helios.mirrors.nodes import ask
 from helios.mirrors.relay import Relay
 from helios.mirrors.source import NEWEST_POINT, Source, statement
 from helios.mirrors.spread import Relays
@@ -16,6 +17,7 @@ from helios.mirrors.values import voucher
 if TYPE_CHECKING:
     from redis import Redis
 
+LOOKS = 5  # before the two sides are told to be apart
 MOST = 1_000_000  # entries that are counted
 STAND = statement(f"""
     SELECT token, relayed_at, number, leader, rebuilt_at, rebuild_reason, rebuild_milliseconds,
@@ -54,16 +56,23 @@ def status(engine: Engine, client: "Redis", bucket: str = BUCKET) -> Status:
         psycopg2.Error, RedisError, OSError: PostgreSQL or Redis is not reached.
 
     """
+    for _ in range(LOOKS):
+        found = look(engine, client, bucket)
+        if found.together:
+            break
+    return found
+
+
+def look(engine: Engine, client: "Redis", bucket: str) -> Status:
+    """Ask one side after the other; between the two a relay may have moved on."""
     source = Source(engine, bucket)
     try:
         token, at, number, leader, rebuilt_at, reason, milliseconds, backlog, size = source.one(STAND)
         place, server = source.home.place, source.home.server
     finally:
         source.close()
-    pipeline = client.pipeline(transaction=False)
-    for command in (("GET", place.token), ("PTTL", place.heartbeat), ("GET", place.heartbeat)):
-        pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-    found, lives, of = pipeline.execute()
+    told = [("GET", place.token), ("PTTL", place.heartbeat), ("GET", place.heartbeat)]
+    found, lives, of = ask(client, place.token, told)
     alive = 0 < lives <= ALIVE and of == voucher(server).encode()
     return Status(
         bucket=bucket,

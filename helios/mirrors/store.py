@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ALIVE = 60_000  # milliseconds that a heartbeat lives: a reader's lag is this less its time to live
 # What an ACL has to allow, beside `~<pattern>` for the keys: the relay, its check included, and a reader.
 RELAY_COMMANDS = "watch unwatch multi exec get mget set mset del unlink hset hdel hgetall scan hello auth select ping"
+CLUSTER_COMMANDS = "cluster|slots command"  # what a Redis Cluster takes on top, of either
 READER_COMMANDS = "get mget pttl hget hgetall hello auth select ping"
 
 
