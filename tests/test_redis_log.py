@@ -12,7 +12,7 @@ import uuid
 import pytest
 import redis as redis_py
 from installation import ROOT
-from own_servers import CHOSEN, client, end
+from own_servers import CHOSEN, client, end, recording_client
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError, WatchError
 
 from helios import label, servers
@@ -88,7 +88,7 @@ def protocol():
 @pytest.fixture
 def recorded(valkey, protocol):
     """A labelled client."""
-    made = RecordedRedis.from_url(valkey.render_as_string(hide_password=False), protocol=protocol)
+    made = recording_client(valkey, protocol=protocol)
     yield made
     made.close()
 
@@ -514,7 +514,7 @@ def test_of_two_overlapping_runs_either_may_end_first(first, plain, valkey, monk
     before = redis_log.digest(plain)
     redis_log.begin(plain, 7, "here")
     redis_log.begin(plain, 8, "there")
-    made = RecordedRedis.from_url(valkey.render_as_string(hide_password=False))
+    made = recording_client(valkey)
     for run, name, value in [
         (7, "string", 1),
         (8, "string", 2),
@@ -543,7 +543,7 @@ def test_of_two_overlapping_runs_either_may_end_first(first, plain, valkey, monk
 
 def test_a_process_that_outlives_its_run_writes_nothing(plain, valkey, monkeypatch):
     """After the end of the run, or where it never began, each write is refused with a sentence."""
-    made = RecordedRedis.from_url(valkey.render_as_string(hide_password=False))
+    made = recording_client(valkey)
     redis_log.begin(plain, 7, "here")
     monkeypatch.setenv(label.VARIABLE, "7")
     made.set("string", 1)
