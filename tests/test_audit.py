@@ -4,11 +4,10 @@ import time
 
 import pytest
 from installation import use
-from own_servers import client
+from own_servers import client, recording_client
 from sqlalchemy import create_engine, delete, insert, select, text
 
 from helios import db, label
-from helios.label.clients import RecordedRedis
 from helios.models import Instrument, Market
 from helios.settings import Settings
 from helios.testing import redis_log
@@ -139,7 +138,7 @@ def recorded(plain, valkey, monkeypatch):
     """A labelled client of a run that has begun."""
     redis_log.begin(plain, 7, "here")
     monkeypatch.setenv(label.VARIABLE, "7")
-    made = RecordedRedis.from_url(valkey.render_as_string(hide_password=False))
+    made = recording_client(valkey)
     yield made
     made.close()
 

@@ -5,7 +5,6 @@ from server_user import until
 
 from helios import label
 from helios.errors import RecordingError
-from helios.label.clients import RecordedRedis
 from helios.testing import redis_log
 
 LONG = 5000  # bytes: more than a fingerprint reads
@@ -111,7 +110,7 @@ def test_of_two_overlapping_runs_either_may_end_first(first, plain, valkey, monk
     before = redis_log.digest(plain)
     redis_log.begin(plain, 7, "here")
     redis_log.begin(plain, 8, "there")
-    made = RecordedRedis.from_url(valkey.render_as_string(hide_password=False))
+    made = recording_client(valkey)
     for run, name, value in [
         (7, "string", 1),
         (8, "string", 2),
@@ -140,7 +139,7 @@ def test_of_two_overlapping_runs_either_may_end_first(first, plain, valkey, monk
 
 def test_a_process_that_outlives_its_run_writes_nothing(plain, valkey, monkeypatch):
     """After the end of the run, or where it never began, each write is refused with a sentence."""
-    made = RecordedRedis.from_url(valkey.render_as_string(hide_password=False))
+    made = recording_client(valkey)
     redis_log.begin(plain, 7, "here")
     monkeypatch.setenv(label.VARIABLE, "7")
     made.set("string", 1)
