@@ -1,4 +1,5 @@
-"""Klines moved to what holds more of them, and back: partitions, or a TimescaleDB hypertable; beside trading.
+"""Klines moved to what holds more of them, and back: partitions, a TimescaleDB
+hypertable, or shards of Citus; beside trading.
 
 `plan` looks and refuses, `convert` does it: what is there is copied in batches while triggers note what changes
 meanwhile, every batch is compared, and under a brief lock the copy takes the place of the table.

@@ -15,9 +15,11 @@ from sqlalchemy.exc import DBAPIError
 from helios import db
 from helios.errors import SchemaError
 from helios.growing import swapping
+from helios.growing.ground import run
 from helios.growing.places import Hypertable, place_for
 from helios.growing.planning import Plan, plan
 from helios.growing.work import AT_ONCE, CHANGES, Batch, Work
+from helios.layout import Layout
 from helios.schema import preparation
 from helios.schema.roles import roles_of
 from helios.settings import Settings
@@ -27,6 +29,8 @@ log = logging.getLogger("helios.growing")
 FEW = 200  # changes that are taken over under the lock: some milliseconds each at worst
 TRIES = 20
 SERIALIZATION_FAILURE = "40001"
+# To each worker: Citus changes tables, functions and rows in one transaction no other way.
+ONE_CONNECTION = "SET LOCAL citus.multi_shard_modify_mode TO 'sequential'"
 THEN = "let that end, then convert again, which goes on where this ended"
 
 
@@ -100,7 +104,7 @@ class Conversion:
     def begin(self) -> None:
         """Make the tables of the conversion; writers wait for the triggers no longer than the lock timeout."""
         with self.working() as work:
-            work.begin(self.plan.here)
+            work.begin()
 
     def copy(self) -> Iterator[Progress]:
         """Copy batch after batch; of a hypertable, each chunk is compressed once the batches have passed it."""
@@ -218,7 +222,9 @@ class Conversion:
     def working(self) -> Iterator[Work]:
         """Work in a transaction."""
         with self.connection.begin():
-            yield Work(self.connection, self.schema, self.place)
+            if Layout.CITUS in (self.plan.here, self.plan.to):
+                run(self.connection, ONE_CONNECTION)
+            yield Work(self.connection, self.schema, self.place, self.plan.here)
 
     def in_transaction(self, action: Callable[[Work], None]) -> None:
         """Do one thing in a transaction."""
