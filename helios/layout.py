@@ -1,11 +1,16 @@
 """How the klines are laid out: partitions, as the revisions make them, a TimescaleDB hypertable, or shards of Citus."""
 
+from collections.abc import Sequence
+from datetime import datetime
 from enum import StrEnum
 
 from sqlalchemy import Connection, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from helios.errors import SchemaError
+
+Written = tuple[int, str, datetime, datetime]  # instrument id, interval, first and last open time
 
 
 class Layout(StrEnum):
@@ -64,6 +69,20 @@ def layout_of(connection: Connection, schema: str) -> Layout:
 def distributed(reader: Connection | Session, schema: str) -> bool:
     """Tell whether klines are shards of Citus: then no trigger follows them, and some questions take another form."""
     return bool(reader.scalar(DISTRIBUTED, {"schema": schema}))
+
+
+def tell_written(writer: Connection | Session, schema: str, written: Sequence[Written]) -> None:
+    """Tell the mirrors, and a conversion under way, which candles were written, where no trigger does: of shards.
+
+    In the transaction that wrote them, and after it wrote: until then they could be no shards yet.
+    """
+    if not written or not distributed(writer, schema):
+        return
+    function = f"{postgresql.dialect().identifier_preparer.quote(schema)}.tell_klines"  # type: ignore[no-untyped-call]
+    names = {"ids": "integer", "intervals": "text", "firsts": "timestamptz", "lasts": "timestamptz"}
+    arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in names.items())
+    columns = zip(*written, strict=True)
+    writer.execute(text(f"SELECT {function}({arrays})"), dict(zip(names, map(list, columns), strict=True)))
 
 
 def leaf_of(layout: Layout, interval: str, year: int) -> str:
