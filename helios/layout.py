@@ -86,7 +86,7 @@ def tell_written(writer: Connection | Session, schema: str, written: Sequence[Wr
 
 
 def leaf_of(layout: Layout, interval: str, year: int) -> str:
-    """Name the partition of an interval and a UTC year; shards have names of their own, to be made beside the others."""
+    """Name the partition of an interval and a UTC year; shards have other names, to be made beside partitions."""
     return f"klines_{interval}_{year}{'_shards' if layout is Layout.CITUS else ''}"
 
 

@@ -206,11 +206,8 @@ def test_writers_go_on_meanwhile(partitions, monkeypatch, there):
     monkeypatch.setattr(work, "MOST_ROWS", 10_000)
     if there is Layout.PARTITIONS:
         convert(partitions, Layout.CITUS)
-    run_sql(
-        partitions,
-        f"CREATE TABLE public.expected AS SELECT * FROM {KLINES}",
-        f"SELECT {SCHEMA}.make_kline_partition('5m', 2026)",
-    )
+    run_sql(partitions, f"CREATE TABLE public.expected AS SELECT * FROM {KLINES}")
+    run_sql(partitions, f"SELECT {SCHEMA}.make_kline_partition('5m', 2026)")
     with writing(partitions) as counted:
         convert(partitions, there)
     assert there is layout(partitions)
@@ -235,14 +232,12 @@ def writing(url: URL) -> Iterator[list[int]]:
 
     def write() -> None:
         with engine_of(url).connect() as connection:
-            while not over.wait(0.02):  # some dozen transactions a second
+            while not over.wait(0.1):  # some transactions a second
                 n = counted[0]
                 for table in (KLINES, "public.expected"):
                     for statement in statements(table, n):
                         connection.execute(text(statement))
-                at = DAY + timedelta(days=400)
-                written = [(n % 3 + 1, "1m", DAY, at), (9, "5m", DAY, DAY + timedelta(days=700))]
-                tell_written(connection, SCHEMA, written)
+                tell_written(connection, SCHEMA, written(n))
                 if n % 7 == 3:
                     connection.rollback()
                 else:
@@ -263,6 +258,14 @@ def writing(url: URL) -> Iterator[list[int]]:
         over.set()
         thread.join()
     assert [] == failed
+
+
+def written(n: int) -> list[tuple[int, str, datetime, datetime]]:
+    """Tell which candles the statements write, as whoever writes to shards does."""
+    june, november = datetime(2025, 6, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)
+    minutes = [DAY + timedelta(minutes=each) for each in (n * 37 % 9000, n * 53 % 9000)]
+    of_each = [(n % 3 + 1, "1m", at) for at in (*minutes, june + timedelta(minutes=n))]
+    return [(*each, each[-1]) for each in (*of_each, (9, "5m", november + timedelta(minutes=5 * n)))]
 
 
 def statements(table: str, n: int) -> list[str]:
@@ -341,28 +344,15 @@ def test_a_difference_is_found_and_mended(partitions, monkeypatch):
     assert content == rows(partitions, CONTENT)
 
 
-def test_klines_cannot_be_truncated_meanwhile(partitions, monkeypatch):
-    """Triggers tell no rows then, so it is refused, with the remedy."""
-    monkeypatch.setattr(work, "MOST_ROWS", 5_000)
-    convert(partitions, Layout.CITUS, steps=1)
-    with pytest.raises(DBAPIError, match="klines are being converted, and cannot be truncated"):
-        run_sql(partitions, f"TRUNCATE {KLINES}")
-    convert(partitions, Layout.PARTITIONS)
-    assert [] == leftovers(partitions)
-    run_sql(partitions, f"TRUNCATE {KLINES}")
-
-
 @pytest.mark.parametrize("tier", list(backfill.Tier))
 def test_files_are_loaded_and_corrected(shards, tmp_path, tier):
-    """Both tiers, as a writer: a new file, the same again, and a corrected one over chunks that are compressed."""
+    """Both tiers, as a writer: a new file over a year's end, the same again, and a corrected one."""
     symbol = f"{tier.upper()}USDT"
     engine = engine_of(login(shards, f"loader_{tier}", f"GRANT {ROLES}_writer TO {{login}}"))
     try:
-        file = make_klines.make_file(tmp_path, symbol, "1m", start=DAY, rows=20_000)
+        file = make_klines.make_file(tmp_path, symbol, "1m", start=DAY - timedelta(days=3), rows=20_000)
         source = backfill.recognise(file.path)
         assert (Mode.DIRECT, 20_000) == mode_and_inserted(backfill.load(engine, source, tier=tier))
-        convert(shards, Layout.CITUS)  # compresses what was loaded
-        assert all(compressed for compressed, _ in chunks(shards))
         assert Mode.UNCHANGED is backfill.load(engine, source, tier=tier).mode
         again = backfill.load(engine, source, tier=tier, again=True)
         assert (Mode.COMPARED, 0, 0) == (again.mode, again.inserted, again.changed)
@@ -374,15 +364,15 @@ def test_files_are_loaded_and_corrected(shards, tmp_path, tier):
         file.path.write_text("\n".join(correct(line) for line in lines) + "\n")
         report = backfill.load(engine, source, tier=tier)
         assert (0, 19_800) == (report.inserted, report.changed)
-        held = (
-            "SELECT count(*), count(*) FILTER (WHERE volume = 4711) FROM {} WHERE instrument_id = (SELECT id FROM {})"
-        )
-        named = f"{SCHEMA}.instruments WHERE symbol = :symbol"
-        assert [(20_000, 20_000)] == rows(shards, held.format(KLINES, named), symbol=symbol)
-        with pytest.raises(InputError, match="--initial fills partitions, and klines are timescaledb"):
+        held = f"""
+            SELECT count(*), count(*) FILTER (WHERE volume = 4711) FROM {KLINES}
+            WHERE instrument_id = (SELECT id FROM {SCHEMA}.instruments WHERE symbol = :symbol)
+        """
+        assert [(20_000, 20_000)] == rows(shards, held, symbol=symbol)
+        with pytest.raises(InputError, match="--initial fills partitions, and klines are citus"):
             backfill.load(engine_of(shards), source, tier=tier, initial=True, again=True)
     finally:
-        run_sql(shards, f"DROP ROLE loader_{tier}_{hypertable.database}")
+        run_sql(shards, f"DROP ROLE loader_{tier}_{shards.database}")
 
 
 def mode_and_inserted(report: backfill.Report) -> tuple[Mode, int]:
@@ -395,29 +385,56 @@ def correct(line: str) -> str:
     return ",".join([*fields[:5], "4711", *fields[6:]])
 
 
-def test_more_may_be_corrected_than_timescaledb_decompresses_at_once(shards, tmp_path):
-    """Its limit of 100,000 rows in a transaction does not stop a file."""
-    file = make_klines.make_file(tmp_path, "MANYUSDT", "1m", start=DAY, rows=110_000)
-    engine = engine_of(shards)
-    backfill.load(engine, backfill.recognise(file.path))
-    convert(shards, Layout.CITUS)
-    file.path.write_text("\n".join(correct(line) for line in file.path.read_text().splitlines()) + "\n")
-    assert 110_000 == backfill.load(engine, backfill.recognise(file.path)).changed
+def test_a_killed_load_leaves_nothing(shards, tmp_path):
+    """SIGKILL anywhere: all of the file or nothing, in every shard and in what is remembered; the next run loads it."""
+    file = make_klines.make_file(tmp_path, "KILLEDUSDT", "1m", start=DAY, rows=60_000)
+    program = """
+        import sys
+        from sqlalchemy import create_engine
+        from helios import backfill
+        from helios.settings import Settings
+        print("begins", flush=True)
+        backfill.load(create_engine(Settings.from_environment().database_url), backfill.recognise(sys.argv[1]))
+    """
+    its_own = f"WHERE instrument_id = (SELECT id FROM {SCHEMA}.instruments WHERE symbol = 'KILLEDUSDT')"
+
+    def held() -> tuple[int, int]:
+        tables = (KLINES, f"{SCHEMA}.kline_files")
+        return tuple(ask(shards, f"SELECT count(*) FROM {table} {its_own}") for table in tables)
+
+    env = variables(shards, DATABASE_ROLE_PREFIX=ROLES)
+    command = [sys.executable, "-c", textwrap.dedent(program), str(file.path)]
+    for seconds in (0.1, 0.3, 0.5, 0.7, 0.9):
+        process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        assert process.stdout.readline()
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        while ask(shards, BUSY):
+            time.sleep(0.05)
+        assert held() in ((0, 0), (60_000, 1))
+    backfill.load(engine_of(shards), backfill.recognise(file.path))
+    assert (60_000, 1) == held()
+
+
+BUSY = """
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state <> 'idle'
+    AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
 
 
 def test_a_feed_writes_candles(shards):
-    """New ones, and over compressed ones; making partitions costs nothing and makes nothing."""
-    engine = create_engine(shards, poolclass=NullPool)
-    feed = Feed(engine)
-    first = round(DAY.timestamp()) * 1000
+    """New ones, of a year without a partition too, and over others."""
+    feed = Feed(create_engine(shards, poolclass=NullPool))
+    first = round((DAY - timedelta(minutes=2)).timestamp()) * 1000
     candles = [[first + n * 60_000, "1", "2", "0.5", "1", str(n)] for n in range(5)]
-    assert 5 == feed.take(candles, symbol="FEEDUSDT", interval="1m").klines
-    convert(shards, Layout.CITUS)
+    assert 5 == feed.take(candles, symbol="FEEDUSDT", interval="3m").klines
     candles[2][5] = "99"
-    feed.take(candles, symbol="FEEDUSDT", interval="1m")
+    assert 1 == feed.take(candles, symbol="FEEDUSDT", interval="3m").klines
     question = f"""
-        SELECT volume FROM {KLINES} JOIN {SCHEMA}.instruments ON id = instrument_id
-        WHERE symbol = 'FEEDUSDT' ORDER BY open_time
+        SELECT volume FROM {KLINES} WHERE instrument_id = (
+            SELECT id FROM {SCHEMA}.instruments WHERE symbol = 'FEEDUSDT') ORDER BY open_time
     """
     assert [0, 1, 99, 3, 4] == [int(each[0]) for each in rows(shards, question)]
 
@@ -444,41 +461,44 @@ def answers(url: URL) -> list[Any]:
         ]
 
 
-def test_a_query_looks_into_chunks_of_its_interval_alone(partitions):
-    """Ordered, and no more than are needed for the newest; compressed ones are read by series."""
-    convert(partitions, Layout.CITUS)
-    question = f"""
-        EXPLAIN (COSTS OFF) SELECT * FROM {KLINES} WHERE instrument_id = 1 AND interval = '1m'
-        AND open_time >= '2025-01-02Z' ORDER BY open_time DESC LIMIT 500
-    """
-    seen = "\n".join(each[0] for each in rows(partitions, question))
-    of_minutes = ask(partitions, f"SELECT count(DISTINCT tableoid) FROM {KLINES} WHERE interval = '1m'")
-    assert of_minutes >= seen.count("ColumnarScan") + seen.count("DecompressChunk") >= 1
-    assert 1 == ask(
-        partitions, "SELECT count(*) FROM (SELECT 1) AS one WHERE :seen LIKE '%instrument_id = 1%'", seen=seen
-    )
+def test_a_series_is_asked_of_its_shard_alone(shards):
+    """One task: the newest, a range, gaps; in the partitions of its interval alone."""
+    with engine_of(shards).connect() as connection:
+        for query in (
+            queries.klines(1, Interval.M1, last=500),
+            queries.klines(1, Interval.M1, since=DAY, until=DAY + timedelta(days=28)),
+            queries.gaps(1, Interval.M1),
+        ):
+            written = query.statement.compile(connection)
+            values = written.construct_params(dict(query.parameters))
+            cursor = connection.connection.cursor()
+            cursor.execute(f"EXPLAIN (COSTS OFF) {written}", values)
+            seen = "\n".join(each[0] for each in cursor.fetchall())
+            assert "Task Count: 1\n" in seen
+            assert "klines_1m_2025_shards" in seen
+            assert "klines_1h" not in seen
 
 
-def test_what_a_policy_names_goes_by_chunks(partitions):
-    """The intervals without a rule stay, the mirrors are told, and a file loaded into a chunk is forgotten."""
+def test_what_a_policy_names_goes_with_its_shards(partitions):
+    """The intervals without a rule stay, the mirrors are told, and a file loaded into a partition is forgotten."""
     run_sql(
         partitions,
         f"""INSERT INTO {SCHEMA}.kline_files
                 (instrument_id, interval, name, sha256, rows, first_open_time, last_open_time)
             VALUES (1, '1m', 'old', repeat('0', 64), 1, '2025-01-02Z', '2025-01-03Z'),
                    (1, '1h', 'other', repeat('0', 64), 1, '2023-11-02Z', '2023-11-03Z')""",
-        f"TRUNCATE {SCHEMA}.mirror_outbox",
     )
     convert(partitions, Layout.CITUS)
     run_sql(partitions, f"TRUNCATE {SCHEMA}.mirror_outbox")
     before = ask(partitions, f"SELECT count(*) FROM {KLINES} WHERE interval <> '1m'")
     with engine_of(partitions).connect() as connection:
-        plan = retention.plan(connection, retention.parse("1m 30d, 1h forever"), now=DAY + timedelta(days=60))
-        none = retention.plan(connection, retention.parse("1m 30d"), now=DAY + timedelta(days=31))
+        plan = retention.plan(connection, retention.parse("1m 30d, 1h forever"), now=DAY + timedelta(days=400))
+        none = retention.plan(connection, retention.parse("1m 30d"), now=DAY + timedelta(days=20))
     assert none.empty
-    assert 30_000 == sum(part.rows for part in plan.going)
+    assert "klines_1m_2025_shards" in [part.name for part in plan.going]
+    assert "klines_1m_2026_shards" not in [part.name for part in plan.going]
     assert {"1m", "1h"} == {part.interval for part in plan.parts}
-    assert 30_000 == sum(each.rows for each in retention.apply(Settings.from_environment(), plan))
+    assert len(plan.going) == len(list(retention.apply(Settings.from_environment(), plan)))
     assert (0, before) == (
         ask(partitions, f"SELECT count(*) FROM {KLINES} WHERE interval = '1m'"),
         ask(partitions, f"SELECT count(*) FROM {KLINES}"),
@@ -486,17 +506,13 @@ def test_what_a_policy_names_goes_by_chunks(partitions):
     assert [("other",)] == rows(partitions, f"SELECT name FROM {SCHEMA}.kline_files")
     assert [("1|1m",), ("2|1m",), ("3|1m",)] == rows(partitions, f"SELECT key FROM {SCHEMA}.mirror_outbox ORDER BY 1")
     assert [] == list(retention.apply(Settings.from_environment(), plan))
-    convert(partitions, Layout.PARTITIONS)
-    assert before == ask(partitions, f"SELECT count(*) FROM {KLINES}")
 
 
 @pytest.fixture
 def scene(citus: URL, valkey: URL, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    """A hypertable, mirrored; afterwards both sides must be alike."""
-    with made(citus, "template0") as url:
-        run_sql(url, "CREATE EXTENSION IF NOT EXISTS timescaledb")
+    """Shards, mirrored; afterwards both sides must be alike."""
+    with distributing(citus) as url:
         use(monkeypatch, url, DATABASE_ROLE_PREFIX=ROLES)
-        upgrade(url, DATABASE_ROLE_PREFIX=ROLES)
         convert(url, Layout.CITUS)
         scene = Scene(url)
         scene.begin(valkey)
@@ -504,54 +520,92 @@ def scene(citus: URL, valkey: URL, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         scene.end()
 
 
-CANDLES = f"""
-    INSERT INTO {KLINES} (instrument_id, interval, open_time, open, high, low, close, volume)
-    SELECT 1, '1m', '2025-03-01Z'::timestamptz + n * interval '1 minute', 1, 2, 1, 1.50, n
-    FROM generate_series(1, 300) AS n
-"""
+def candles(number: int, minutes: range) -> list[list[Any]]:
+    """Write candles of some minutes as ccxt does."""
+    first = round(DAY.timestamp()) * 1000
+    return [[first + n * 60_000, "1", "2", "0.5", "1", str(number)] for n in minutes]
 
 
-def test_mirrors_follow_a_hypertable(scene):
-    """Inserts, COPY, updates, deletes, before and after compression; a mass of rows costs an entry for the series."""
-    scene.run(CANDLES)
+def test_mirrors_follow_what_helios_writes(scene, tmp_path):
+    """A feed, a file and its correction cost an entry for the series; what is written past both, the audit finds."""
+    feed = Feed(scene.engine)
+    feed.take(candles(1, range(3)), symbol="BTC:USDT", interval="1m")
     assert [("series", "1|1m")] == scene.outbox()
     assert scene.step()
-    convert(scene.url, Layout.CITUS)
-    writes: list[Callable[[], None]] = [
-        lambda: scene.run(f"UPDATE {KLINES} SET volume = 7 WHERE open_time = '2025-03-01T04:59Z'"),
-        lambda: scene.run(f"DELETE FROM {KLINES} WHERE open_time >= '2025-03-01T04:30Z'"),
-        lambda: scene.copy(
-            f"COPY {KLINES} (instrument_id, interval, open_time, open, high, low, close, volume) FROM STDIN",
-            "1\t1m\t2025-03-01 04:40Z\t1\t1\t1\t1\t1\n",
-        ),
-        lambda: scene.run(f"DELETE FROM {KLINES}"),
-    ]
-    for write in writes:
+    file = make_klines.make_file(tmp_path, "BTCUSDT", "1m", start=DAY, rows=300)
+    for line in ("as it is", "corrected"):
         scene.run(f"TRUNCATE {SCHEMA}.mirror_outbox")
-        write()
-        assert [("series", "1|1m")] == scene.outbox()
+        if line == "corrected":
+            file.path.write_text("\n".join(map(correct, file.path.read_text().splitlines())) + "\n")
+        backfill.load(scene.engine, backfill.recognise(file.path))
+        assert "2|1m" in [key for subject, key in scene.outbox() if subject == "series"]
         assert scene.step()
-    assert scene.klines() is None
+        assert 200 == len((scene.klines(symbol="BTCUSDT") or "").splitlines())
+    assert 0 == scene.audit()
+    scene.run(f"UPDATE {KLINES} SET volume = 7 WHERE instrument_id = 2 AND open_time = '2025-01-01T04:59Z'")
+    assert not scene.step()
+    assert 1 == scene.audit()
+    scene.relay.close()
+    scene.client.delete(scene.place.token)
+    assert scene.step()  # everything anew
 
 
-def test_a_writer_may_write_and_no_more(shards):
-    """Insert, change and delete klines; not drop, compress or own them."""
+def test_the_relay_sees_candles_of_which_it_is_told(scene):
+    """Commits on the workers come after the coordinator's; no mirror stays behind for it, while two feeds write."""
+    over = threading.Event()
+
+    def write(symbol: str) -> None:
+        feed, number = Feed(create_engine(scene.url)), 0
+        while not over.is_set():
+            number += 1
+            feed.take(candles(number, range(2)), symbol=symbol, interval="1m")
+            told[symbol] = number
+
+    told: dict[str, int] = {}
+    threads = [threading.Thread(target=write, args=(symbol,)) for symbol in ("AUSDT", "BUSDT")]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        scene.step()
+    over.set()
+    for thread in threads:
+        thread.join()
+    while scene.step():
+        pass
+    for symbol, number in told.items():
+        assert number > 20
+        assert [str(number)] * 2 == [line.split(",")[5] for line in (scene.klines(symbol=symbol) or "").splitlines()]
+
+
+def test_a_writer_may_write_and_tell_and_no_more(shards):
+    """Insert, change and delete klines, and tell of it; not drop, or own them."""
     who = login(shards, "bot", f"GRANT {ROLES}_writer TO {{login}}")
     try:
         run_sql(
             who,
-            f"INSERT INTO {KLINES} ({COLUMNS}) VALUES (5, '1m', '2025-01-01Z', 1, 1, 1, 1, 1, 1)",
+            f"SELECT {SCHEMA}.make_kline_partition('1m', 2031)",
+            f"INSERT INTO {KLINES} ({COLUMNS}) VALUES (5, '1m', '2031-01-01Z', 1, 1, 1, 1, 1, 1)",
             f"UPDATE {KLINES} SET volume = 2 WHERE instrument_id = 5",
             f"DELETE FROM {KLINES} WHERE instrument_id = 5",
-            f"SELECT {SCHEMA}.make_kline_partition('1m', 2031)",
+            f"SELECT {SCHEMA}.tell_klines('{{5}}', '{{1m}}', '{{2031-01-01Z}}', '{{2031-01-01Z}}')",
         )
         for statement in (
             f"DROP TABLE {KLINES}",
             f"TRUNCATE {KLINES}",
+            f"DELETE FROM {SCHEMA}.klines_1m_2031_shards",
             f"SELECT {SCHEMA}.make_kline_partition_kept('1m', 2031)",
-            f"SELECT compress_chunk(c) FROM show_chunks('{KLINES}') AS c",
         ):
             with pytest.raises(DBAPIError, match=r"permission denied|must be owner"):
                 run_sql(who, statement)
     finally:
-        run_sql(shards, f"DROP ROLE bot_{hypertable.database}")
+        run_sql(shards, f"DROP ROLE bot_{shards.database}")
+
+
+def test_what_cannot_be_had_is_refused(shards, monkeypatch):
+    """Adopting, and a hypertable: each with its remedy."""
+    with engine_of(shards).connect() as connection:
+        with pytest.raises(SchemaError, match="into which nothing can be adopted: adopt before"):
+            adopting.plan(connection)
+        with pytest.raises(SchemaError, match="by way of partitions"):
+            growing.plan(connection, SCHEMA, Layout.TIMESCALEDB)

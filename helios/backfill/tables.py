@@ -217,7 +217,9 @@ def write_differences(
     count = "SELECT count(*) FILTER (WHERE NOT is_known), count(*) FILTER (WHERE is_known) FROM {difference}"
     binds = {"instrument_id": instrument_id, "interval": str(source.interval), "first": span[0], "last": span[1]}
     if distributed(connection, str(Kline.__table__.schema)):  # Citus writes to shards in a statement of its own
-        connection.execute(text(f"CREATE TEMPORARY TABLE {DIFFERENCE.split('.')[1]} ON COMMIT DROP AS {difference}"), binds)
+        connection.execute(
+            text(f"CREATE TEMPORARY TABLE {DIFFERENCE.split('.')[1]} ON COMMIT DROP AS {difference}"), binds
+        )
         connection.execute(text(write.format(difference=DIFFERENCE)))
         inserted, changed = connection.execute(text(count.format(difference=DIFFERENCE))).one()
         connection.execute(text(f"DROP TABLE {DIFFERENCE}"))

@@ -164,7 +164,9 @@ def partitions(connection: Connection, settings: Settings) -> Finding:
         return Finding(check="partitions", ok=False, found=f"lacks {', '.join(lacking)}", remedy=remedy)
     found = f"ready until {year + 2} for {', '.join(used)}" if used else "no klines yet"
     if layout is Layout.CITUS:
-        found = f"shards of Citus, {found}; what is written past Helios's loader and feed the mirrors learn by their audit"
+        found = (
+            f"shards of Citus, {found}; what is written past Helios's loader and feed the mirrors learn by their audit"
+        )
     return Finding(check="partitions", ok=True, found=found)
 
 

@@ -10,8 +10,8 @@ from sqlalchemy.dialects.postgresql import insert
 
 from helios.errors import HeliosError
 from helios.feed.reports import InstrumentReport, KlineReport, TickerReport
-from helios.layout import tell_written
 from helios.feed.statements import Writer, columns_of, execute, preparer, quoted, unnested
+from helios.layout import tell_written
 from helios.models import Instrument, Interval, Kline, Market, Ticker, metadata
 
 PRICED = (

@@ -1,7 +1,6 @@
-"""Klines moved to what holds more of them, and back: partitions, a TimescaleDB
-hypertable, or shards of Citus; beside trading.
+"""Klines moved to what holds more of them, and back: partitions, a hypertable of TimescaleDB, or shards of Citus.
 
-`plan` looks and refuses, `convert` does it: what is there is copied in batches while triggers note what changes
+`plan` looks and refuses, `convert` does it beside trading: what is there is copied in batches while triggers note what changes
 meanwhile, every batch is compared, and under a brief lock the copy takes the place of the table.
 """
 

@@ -81,10 +81,10 @@ def plan(connection: Connection, schema: str, to: str, chunk: timedelta = DEFAUL
         raise InputError(f"chunks of {chunk.days} days are not to be had: choose from 1 to 366 days")
     here = layout_of(connection, schema)
     facts = connection.execute(FACTS, {"schema": schema}).one()
-    if to == Layout.TIMESCALEDB:
-        refuse_unfit(version_of(connection, "timescaledb"), facts.license, available=facts.available)
     if Layout.CITUS in (here, to) and Layout.TIMESCALEDB in (here, to):
         raise SchemaError(f"klines go from {here} to {to} by way of partitions: run with --to partitions before")
+    if to == Layout.TIMESCALEDB:
+        refuse_unfit(version_of(connection, "timescaledb"), facts.license, available=facts.available)
     if to == Layout.CITUS:
         refuse_unfit_citus(connection, schema)
     preparation.refuse_while_an_undo_is_pending(connection, schema)

@@ -90,7 +90,7 @@ AWAIT = """
         deadline CONSTANT timestamptz := clock_timestamp() + interval '2 seconds';
         ending xid[];
     BEGIN
-        -- What of others is seen in the outbox is committed here; its number of 32 bits is that of the newest or of before.
+        -- What is seen in the outbox of others is committed here; a number has 32 bits, of this turn or the last.
         ending := ARRAY(
             SELECT transactionid FROM pg_locks,
                 LATERAL (SELECT (newest >> 32 << 32) + transactionid::text::bigint AS number) AS near
@@ -171,7 +171,7 @@ class Shards:
         self.schema = schema
 
     def make(self, connection: Connection) -> None:
-        """Make the table and distribute it; partitions come as they are needed, for each is as many tables as shards."""
+        """Make the table and distribute it; partitions come as they are needed, each as many tables as shards."""
         name = f"{self.schema}.{NEXT}"
         run(
             connection,

@@ -23,8 +23,8 @@ TRIGGERS = text("""
 """)
 # Shards have no triggers: those that they have had are written into a comment.
 KEEP_TRIGGERS = text("""
-    SELECT quote_literal(coalesce(jsonb_agg(jsonb_build_object('name', tgname, 'definition', pg_get_triggerdef(each.oid))
-                                            ORDER BY tgname), '[]'))
+    SELECT quote_literal(coalesce(jsonb_agg(
+        jsonb_build_object('name', tgname, 'definition', pg_get_triggerdef(each.oid)) ORDER BY tgname), '[]'))
     FROM pg_trigger AS each JOIN pg_proc ON pg_proc.oid = tgfoid
     WHERE tgrelid = CAST(:klines AS regclass) AND NOT tgisinternal AND NOT starts_with(tgname, :note)
       AND pronamespace = (SELECT relnamespace FROM pg_class WHERE oid = tgrelid)
@@ -122,7 +122,7 @@ def put_in_place(work: Work, to: Layout) -> None:
 
 
 def keep_functions(work: Work, to: Layout) -> None:
-    """Write what is about to be replaced once more, under names to be put back from; and the triggers, where none stay."""
+    """Write what is replaced once more, under names to be put back from; and the triggers, where none stay."""
     connection, schema = work.connection, work.schema
     replaced = (MAKER, MIRROR) if to is Layout.CITUS else (MAKER,)
     for name, arguments in replaced:

@@ -144,7 +144,7 @@ def statements_of_series(cursor: Any) -> dict[str, str]:  # noqa: ANN401 - a dri
 
 def is_sharded(cursor: Any) -> bool:  # noqa: ANN401 - a driver's cursor
     """Tell whether klines are shards of Citus, which only who writes them follows."""
-    ((sharded,),) = rows(cursor, IS_SHARDED, None)
+    ((sharded,),) = rows(cursor, IS_SHARDED, [])
     return bool(sharded)
 
 

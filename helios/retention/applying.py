@@ -138,7 +138,7 @@ class Work:
             run(connection, f"DROP TABLE {self.quoted(part.name)}")
 
     def remove_at_once(self, part: Part) -> bool:
-        """Drop a chunk or a partition of shards, and forget the files that were loaded into it; False when it is gone."""
+        """Drop a chunk or shards, and forget the files that were loaded into them; False when they are gone."""
         with self.engine.begin() as connection:
             if look(connection, part) is None:
                 return False
