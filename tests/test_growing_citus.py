@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from helios import adopting, backfill, growing, quality, queries, retention
+from helios import adopting, backfill, growing, quality, queries, retention, testing
 from helios.backfill import Mode
 from helios.errors import InputError, SchemaError
 from helios.feed import Feed
@@ -34,6 +34,7 @@ from helios.growing import Layout, work
 from helios.growing.converting import Conversion
 from helios.layout import tell_written
 from helios.models import Interval
+from helios.schema import environment
 from helios.settings import Settings
 
 GIVEN = os.environ.get("HELIOS_CITUS_URL")
@@ -603,9 +604,15 @@ def test_a_writer_may_write_and_tell_and_no_more(shards):
 
 
 def test_what_cannot_be_had_is_refused(shards, monkeypatch):
-    """Adopting, and a hypertable: each with its remedy."""
+    """Adopting, a hypertable, and a test run: each with its remedy."""
     with engine_of(shards).connect() as connection:
         with pytest.raises(SchemaError, match="into which nothing can be adopted: adopt before"):
             adopting.plan(connection)
         with pytest.raises(SchemaError, match="by way of partitions"):
             growing.plan(connection, SCHEMA, Layout.TIMESCALEDB)
+    monkeypatch.setenv("HELIOS_ENVIRONMENT", "test")
+    with engine_of(shards).begin() as connection:
+        environment.mark(connection, SCHEMA, "test")
+    with pytest.raises(SchemaError, match="run tests on a database without the extension citus"):
+        with testing.tracked():
+            pass
