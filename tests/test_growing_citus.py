@@ -12,7 +12,7 @@ import textwrap
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -551,32 +551,54 @@ def test_mirrors_follow_what_helios_writes(scene, tmp_path):
     assert scene.step()  # everything anew
 
 
-def test_the_relay_sees_candles_of_which_it_is_told(scene):
-    """Commits on the workers come after the coordinator's; no mirror stays behind for it, while two feeds write."""
-    over = threading.Event()
-
-    def write(symbol: str) -> None:
-        feed, number = Feed(create_engine(scene.url)), 0
-        while not over.is_set():
-            number += 1
-            feed.take(candles(number, range(2)), symbol=symbol, interval="1m")
-            told[symbol] = number
-
-    told: dict[str, int] = {}
-    threads = [threading.Thread(target=write, args=(symbol,)) for symbol in ("AUSDT", "BUSDT")]
-    for thread in threads:
-        thread.start()
-    until = time.monotonic() + 5
-    while time.monotonic() < until:
-        scene.step()
-    over.set()
+def test_the_relay_sees_candles_of_which_it_is_told(scene, citus):
+    """The new one: where a worker commits later than the coordinator, the relay waits for it."""
+    feed = Feed(scene.engine)
+    feed.take(candles(1, range(1)), symbol="BTC:USDT", interval="1m")
+    assert scene.step()
+    with hesitating(citus) as step_of:
+        threads = [threading.Thread(target=feed.take, args=(candles(2, range(1)),), kwargs=OF_BITCOIN)]
+        threads[0].start()
+        step_of("PREPARE", cancel=True)  # where a worker hesitates too, and is told not to
+        step_of("COMMIT PREPARED", cancel=False)
+        assert 2 == len(scene.outbox())
+        threads.append(threading.Thread(target=scene.step))
+        threads[1].start()
+        time.sleep(0.3)
     for thread in threads:
         thread.join()
-    while scene.step():
-        pass
-    for symbol, number in told.items():
-        assert number > 20
-        assert [str(number)] * 2 == [line.split(",")[5] for line in (scene.klines(symbol=symbol) or "").splitlines()]
+    assert "2" == (scene.klines() or "").split(",")[5]
+
+
+OF_BITCOIN = {"symbol": "BTC:USDT", "interval": "1m"}
+WAITING = """
+    SELECT pid FROM pg_stat_activity
+    WHERE wait_event = 'SyncRep' AND starts_with(query, :step) AND pid <> pg_backend_pid()
+"""
+
+
+@contextmanager
+def hesitating(citus: URL) -> Iterator[Callable[..., None]]:
+    """Let workers commit and not say so, as if for a standby that is not there; and wait for one that does."""
+
+    def configured(statement: str) -> None:
+        for node in workers(citus):
+            admin(node, statement)
+            run_sql(node, "SELECT pg_reload_conf()")
+
+    def step_of(step: str, *, cancel: bool) -> None:
+        until = time.monotonic() + 10
+        while not (found := [(node, *row) for node in workers(citus) for row in rows(node, WAITING, step=step)]):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        for node, pid in found if cancel else []:
+            run_sql(node, f"SELECT pg_cancel_backend({pid})")
+
+    configured("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    try:
+        yield step_of
+    finally:
+        configured("ALTER SYSTEM RESET synchronous_standby_names")
 
 
 def test_a_writer_may_write_and_tell_and_no_more(shards):
