@@ -1,6 +1,7 @@
 """What an undo takes back, from which moment on, and what it leaves because it is somebody else's."""
 
 import pytest
+from own_servers import recording_client
 from server_user import until
 
 from helios import label
