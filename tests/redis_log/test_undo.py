@@ -7,6 +7,7 @@ from server_user import until
 from helios import label
 from helios.errors import RecordingError
 from helios.testing import redis_log
+from helios.testing.redis_log import log
 
 LONG = 5000  # bytes: more than a fingerprint reads
 
@@ -169,3 +170,24 @@ def test_many_keys_are_undone_in_batches(run, recorded, plain):
     pipe.delete(*[f"new {each}" for each in range(3000)], "string")
     assert 3001 == pipe.execute()[-1]
     assert 2000 == sum(each.count for each in redis_log.undo(plain, run) if each.what == "deleted")
+
+
+def test_what_is_written_while_an_undo_goes_on_is_undone_before_the_rest(free_run, recorded, plain, monkeypatch):
+    """A test that begins between two batches: what it found, a neighbour's, is what its keys go back to."""
+    names = [f"many {each}" for each in range(1000)]
+    plain.mset(dict.fromkeys(names, "before"))
+    recorded.mset(dict.fromkeys(names, "run"))
+    batch, batches = log.UNDO.run, []
+
+    def interrupted(*arguments):
+        batches.append(batch(*arguments))
+        if len(batches) == 1:
+            plain.mset(dict.fromkeys(names, "neighbour"))
+            redis_log.mark(plain, free_run)
+            recorded.mset(dict.fromkeys(names, "run again"))
+        return batches[-1]
+
+    monkeypatch.setattr(log.UNDO, "run", interrupted)
+    redis_log.undo(plain, free_run)
+    assert {b"neighbour"} == set(plain.mget(names))
+    assert 0 == redis_log.close(plain, free_run)
