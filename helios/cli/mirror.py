@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from helios import db, mirrors
-from helios.cli.output import json_option, show, talk
+from helios.cli.output import json_option, say, show
 from helios.errors import HeliosError, UnreachableError
 from helios.schema import migrations
 from helios.settings import Settings
@@ -103,9 +103,7 @@ def check(*, wait: float, as_json: bool) -> int:
     rows = [asdict(each) for each in found.differences]
     shown = rows if as_json else [{"key": each["key"], "kind": each["kind"]} for each in rows[:MOST_SHOWN]]
     show(shown, as_json=as_json, nothing="no difference")
-    talk().print(
-        f"{found.compared:,} keys compared in {found.seconds:.1f} s, {len(rows):,} differences", soft_wrap=True
-    )
+    say(f"{found.compared:,} keys compared in {found.seconds:.1f} s, {len(rows):,} differences")
     return 1 if rows else 0
 
 
@@ -120,9 +118,7 @@ def rebuild(*, take_over: bool) -> None:
             relay.rebuild("asked for", take_over=take_over)
         finally:
             relay.close()
-    talk().print(
-        f"mirrored {relay.counts.written:,} keys and fields in {time.monotonic() - began:.1f} s", soft_wrap=True
-    )
+    say(f"mirrored {relay.counts.written:,} keys and fields in {time.monotonic() - began:.1f} s")
 
 
 @mirror.command(epilog="Example: helios mirror status --json")
