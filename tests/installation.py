@@ -36,13 +36,15 @@ def admin(cluster: URL, statement: str) -> None:
 
 @contextmanager
 def made(cluster: URL, template: str = "template1") -> Iterator[URL]:
-    """Make a database, a copy of its template; it is dropped at the end."""
+    """Make a database, a copy of its template; at the end it is dropped, and with it the logins named after it."""
     url = cluster.set(database=f"t_{uuid.uuid4().hex[:12]}")
     admin(cluster, f"CREATE DATABASE {url.database} TEMPLATE {template}")
     try:
         yield url
     finally:
-        admin(cluster, f"DROP DATABASE {url.database} WITH (FORCE)")
+        admin(cluster, f"DROP DATABASE {url.database} WITH (FORCE)")  # first: then they own nothing
+        logins = "SELECT rolname::text FROM pg_roles WHERE rolname LIKE '%' || :name"
+        run_sql(cluster, *(f'DROP ROLE "{role}"' for (role,) in rows(cluster, logins, name=url.database)))
 
 
 def run_sql(url: URL, *statements: str) -> None:

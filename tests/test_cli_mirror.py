@@ -1,6 +1,7 @@
 """`helios mirror` as a person or systemd runs it."""
 
 import json
+import re
 import signal
 import urllib.request
 from collections.abc import Iterator
@@ -55,6 +56,22 @@ def test_check_says_so_where_no_relay_runs(scene):
     scene.run(f"UPDATE {SCHEMA}.tickers SET last_price = 2")
     _, talk = finish(start("helios.cli", "mirror", "check", "--wait", "0.2", env=scene.env), expected=1)
     assert "see that `helios mirror run` is running" in talk
+
+
+@pytest.mark.parametrize(
+    ("command", "tables"),
+    [("status", ["mirror_state"]), ("check", ["mirror_points"]), ("rebuild", ["mirror_state", "mirror_points"])],
+)
+def test_rows_that_were_lost_are_put_back_as_it_says(command, tables, scene):
+    """A dump without them was restored: one sentence, whose SQL brings the mirrors back."""
+    scene.relay.close()
+    scene.run(*(f"TRUNCATE {SCHEMA}.{each}" for each in tables))
+    _, talk = finish(start("helios.cli", "mirror", command, env=scene.env), expected=1)
+    assert 1 == len(talk.splitlines())
+    said = re.fullmatch("helios: .* where the mirrors stand: run as its owner: (.*); and then `helios (.*)`\n", talk)
+    scene.run(*said.group(1).split("; "))
+    finish(start("helios.cli", *said.group(2).split(), env=scene.env))
+    assert "0 differences" in finish(start("helios.cli", "mirror", "check", env=scene.env))[1]
 
 
 def test_a_relay_runs_serves_metrics_and_stops_on_sigterm(scene):

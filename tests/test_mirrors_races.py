@@ -252,6 +252,13 @@ def test_an_emptied_redis_is_filled_again(scene):
     assert "1" == scene.ticker()["last_price"]
 
 
+def test_a_check_of_two_batches_is_none(scene):
+    """Where no relay runs, an emptied Redis is not told as a difference of every key."""
+    scene.client.flushall()
+    with pytest.raises(mirrors.BehindError, match="did not stand at the same batch"):
+        mirrors.check(scene.relay, wait=0.1)
+
+
 def test_an_old_dump_is_replaced(scene):
     """Keys put back to what they were: their token is an old one."""
     names = [name.decode() for name in scene.client.scan_iter(f"{scene.place.prefix}*")]
@@ -320,6 +327,14 @@ def test_the_outbox_is_small_while_an_old_snapshot_is_held(scene):
         sizes = (f"pg_total_relation_size('{SCHEMA}.{table}')" for table in ("mirror_outbox", "mirror_points"))
         [(size,)] = scene.ask(f"SELECT {' + '.join(sizes)}")
         assert size < 200_000
+
+
+def test_an_outbox_in_which_much_waits_is_not_emptied(scene):
+    """Carrying it over would keep writers waiting: it is emptied once that is relayed."""
+    scene.run(f"INSERT INTO {SCHEMA}.mirror_outbox (subject, key) SELECT 'ticker', '1' FROM generate_series(1, 10001)")
+    assert not scene.relay.source.one(source.EMPTY)[0]
+    assert scene.step()
+    assert scene.relay.source.one(source.EMPTY)[0]
 
 
 @pytest.mark.parametrize("began", ["after the last batch", "before the last batch"])

@@ -41,6 +41,7 @@ def reaching(settings: Settings) -> Iterator[tuple[Engine, Redis]]:
         with db.reaching(engine.url):
             with engine.connect() as connection:
                 migrations.refuse_pending(connection, settings.database_schema)
+                mirrors.refuse_lost_rows(connection)
             yield engine, client
     except (psycopg2.Error, *UNREACHED) as error:
         if isinstance(error, DBAPIError):

@@ -30,11 +30,11 @@ def price(symbol: str, *, exchange: str | None, market: str | None, max_lag: flo
     youngest = None if max_lag is None else timedelta(seconds=max_lag)
     with db.connect(db.create_engine(settings)) as connection:
         instrument = the_instrument(connection, symbol, exchange, market)
-        live = queries.Live(mirror_client(settings))
-        try:
-            found = live.price(connection, (instrument.exchange, instrument.market, symbol), max_lag=youngest)
-        except StaleError:
-            found = queries.current_price(connection, instrument.id)
+        with queries.Live(mirror_client(settings)) as live:
+            try:
+                found = live.price(connection, (instrument.exchange, instrument.market, symbol), max_lag=youngest)
+            except StaleError:
+                found = queries.current_price(connection, instrument.id)
     stale = youngest is not None and found.age > youngest
     row = {
         "exchange": instrument.exchange,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from psycopg2 import sql
+from psycopg2 import errorcodes, sql
 from sqlalchemy import URL, Connection, Engine, NullPool, event
 from sqlalchemy import create_engine as create_sqlalchemy_engine
 from sqlalchemy.exc import DBAPIError
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-INSUFFICIENT_PRIVILEGE = "42501"
-ABSENT = ("3F000", "42P01", "42703", "42883")  # no such schema, table, column, function
+ABSENT = (
+    errorcodes.INVALID_SCHEMA_NAME,
+    errorcodes.UNDEFINED_TABLE,
+    errorcodes.UNDEFINED_COLUMN,
+    errorcodes.UNDEFINED_FUNCTION,
+)
 KEEPALIVE = {
     "keepalives_idle": 30,
     "keepalives_interval": 10,
@@ -271,7 +275,7 @@ def reaching(url: URL) -> Iterator[None]:
                 f"{masked(url)} leads through a pooler that takes no settings of a session ({said}): unset "
                 "DATABASE_STATEMENT_TIMEOUT and PGOPTIONS, and let `ALTER ROLE ... SET statement_timeout` say it"
             ) from None
-        if code == INSUFFICIENT_PRIVILEGE:
+        if code == errorcodes.INSUFFICIENT_PRIVILEGE:
             raise RightsError(
                 f"{said}; let this login join the group role that may, as the README tells, "
                 "or see `helios grants` where a role itself lacks it"

@@ -14,7 +14,6 @@ from helios.mirrors.values import NAMES, ORDERS, POSITIONS, PRESENT, SERIES, TIC
 from helios.models import Interval
 
 Item = TypeVar("Item")
-Content = str | dict[str, str]
 AT_ONCE = 1_000  # things read, and written to Redis, at a time
 
 

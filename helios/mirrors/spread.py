@@ -54,7 +54,7 @@ class Relays:
             _, told = where(self.engine)
             names = bucket_names(max(1, len(told)))
             if told != set(names):
-                raise SchemaError("mirror_state has lost a row: run `helios mirror buckets` with the number you want")
+                raise SchemaError("mirror_state has lost a row: `helios mirror status` tells how to put it back")
             self.relays = tuple(Relay(self.engine, self.client, each) for each in names)
         return self.relays
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from sqlalchemy import Select, Table, bindparam, func, select
 
@@ -30,6 +30,7 @@ from helios.queries.query import Reader, table_of
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
 
     from helios.mirrors.patience import Client
 
@@ -74,7 +75,8 @@ class Live:
     What PostgreSQL answers is what the reader's transaction sees; under REPEATABLE READ that may be long ago.
 
     Args:
-        client: of the Redis that holds the mirrors, whose address and login are used; None always asks PostgreSQL.
+        client: of the Redis that holds the mirrors, whose address and login are used, by connections of its own that
+            `close()` (asynchronously, `aclose()`) or a `with` block gives up; None always asks PostgreSQL.
         max_lag: how far the mirrors may be behind PostgreSQL, where a call does not say it.
         patience: the longest that Redis may take to connect or to answer. One that does not is left alone for a second;
             of a Redis Cluster, what is in the same bucket.
@@ -88,6 +90,34 @@ class Live:
         self.max_lag = max_lag
         self.home: Home | None = None
         self.aside_until: dict[str, float] = {}  # buckets that failed
+
+    def __enter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        """Close."""
+        await self.aclose()
+
+    def close(self) -> None:
+        """Close the connections to Redis; from then on PostgreSQL alone answers."""
+        client, self.client = self.client, None
+        if client is not None:
+            cast("Redis", client).close()
+
+    async def aclose(self) -> None:
+        """Close the connections of an asynchronous client."""
+        client, self.client = self.client, None
+        if client is not None:
+            await cast("AsyncRedis", client).aclose()
 
     def price(self, reader: Reader, instrument: InstrumentName, *, max_lag: timedelta | None = None) -> Price:
         """Read the current price of an instrument (exchange, market, symbol); with `max_lag`, an older one is refused.

@@ -24,14 +24,11 @@ from helios.testing.audit import Unattributed
 from helios.testing.audit.keys import RedisAudit
 from helios.testing.audit.rows import PostgresAudit
 from helios.testing.undo import Change
+from helios.testing.undo.place import IDENTITY
 
 if TYPE_CHECKING:
     from helios.testing.subject import Subject
 
-IDENTITY = text("""
-    SELECT (SELECT system_identifier FROM pg_control_system()) || '/'
-           || (SELECT oid FROM pg_database WHERE datname = current_database())
-""")
 TRIES = 100
 SHOWN = 4  # tables or keys named in a line
 DATABASE = text("SELECT current_database()::text")
