@@ -238,7 +238,7 @@ def test_a_lost_row_and_a_wrong_number_are_sentences(scene):
     with pytest.raises(mirrors.GoneError, match="'0'"):
         mirrors.Relay(scene.engine, scene.client).step()
     scene.run(f"DELETE FROM {SCHEMA}.mirror_state WHERE bucket = '{FOUR[1]}'")
-    with pytest.raises(SchemaError, match="run `helios mirror buckets`"):
+    with pytest.raises(SchemaError, match="`helios mirror status` tells"):
         mirrors.Relays(scene.engine, scene.client).every()
     scene.relays.spread(4)
 
