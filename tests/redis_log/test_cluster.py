@@ -43,10 +43,11 @@ from test_runs import (
 )
 
 from helios import label
-from helios.errors import RecordingError
+from helios.errors import RecordingError, UnreachableError
 from helios.label.async_cluster_clients import AsyncRecordedCluster
 from helios.label.slots import SLOTS, opening, tag
 from helios.testing import redis_log
+from helios.testing.halves import reaching_redis
 
 
 @pytest.fixture(scope="module")
@@ -395,6 +396,20 @@ def test_a_lost_master_whose_last_moments_are_lost(key, mended, free_run, record
     redis_log.undo(plain, free_run)
     assert 0 == redis_log.close(plain, free_run)
     assert (before, []) == (redis_log.digest(plain), plain.keys("helios:undo:*"))
+
+
+def test_slots_that_nobody_serves_are_said(mended, free_run, recorded, plain):
+    """Neither undo nor digest passes over them; when they are served again, the undo can be run again."""
+    recorded.set("string", "of the run")
+    slot = key_slot(b"string")
+    replica_of(mended, slot).kill()
+    mended.kill_master(slot)
+    for ask in (lambda: redis_log.undo(plain, free_run), lambda: redis_log.digest(plain)):
+        with pytest.raises(UnreachableError, match="Redis said"), reaching_redis():
+            ask()
+    mended.settle()
+    redis_log.undo(plain, free_run)
+    assert 0 == redis_log.close(plain, free_run)
 
 
 def replica_of(nodes, slot):
