@@ -20,10 +20,10 @@ MINUTE = 60_000
 NOW = 1_800_000_000_000
 
 
-def transformed(content: bytes, few: int, block: int = 1 << 19) -> tuple[bytes, dict[str, object], str]:
+def transformed(content: bytes, few: int, block: int = 1 << 19, now: int = NOW) -> tuple[bytes, dict[str, object], str]:
     """Transform a file; `few` lines are looked at one by one rather than in bulk."""
     notes = io.StringIO()
-    checker = Checker(Findings(Grid(MINUTE, 0), notes), Target(7, "1m", None), 12, NOW)
+    checker = Checker(Findings(Grid(MINUTE, 0), notes), Target(7, "1m", None), 12, now)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checking, "FEW", few)
         patch.setattr(reading, "BLOCK", block)
@@ -57,6 +57,16 @@ def test_bulk_and_close_look_agree(spoiled, moved, cut, block) -> None:
     closely = transformed(bytes(content), few=10**9)
     in_bulk = transformed(bytes(content), few=2, block=block)
     assert closely == in_bulk
+
+
+@pytest.mark.parametrize("few", [2, 10**9], ids=["in bulk", "closely"])
+@pytest.mark.parametrize(("early", "good"), [(0, 60), (1, 59)])
+def test_a_candle_is_closed_at_the_moment_it_ends(few, early, good) -> None:
+    """Not a millisecond before; the rest of the file is taken in either case."""
+    rows = list(make_klines.candles("BTCUSDT", "1m", JANUARY, 60))
+    now = round(JANUARY.timestamp() * 1000) + 60 * MINUTE - early
+    _, told, _ = transformed(make_klines.official(rows, header=False, crlf=False).encode(), few, now=now)
+    assert (good, 60 - good) == (told["good"], told["rejected"])
 
 
 def test_a_line_feed_in_the_wrong_place_is_seen() -> None:

@@ -1,13 +1,16 @@
 """Rights: what each role may do with each kind of object, tried for real; and tables made later."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from installation import COPIED, engine_of, login, made, run_sql, upgrade
 from sqlalchemy import URL, Connection, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
-from helios.schema import grants
+from helios import db
+from helios.errors import SchemaError
+from helios.schema import grants, preparation
 from helios.schema.roles import Roles, roles_of
 from helios.settings import Settings
 
@@ -214,3 +217,14 @@ def test_a_statement_that_does_not_help_is_run_once(upgraded, monkeypatch):
     monkeypatch.setattr(grants, "missing", missing)
     with engine_of(upgraded).connect() as connection:
         assert ["SELECT 1"] == grants.complete(connection, "helios_trading", Roles(), None)
+
+
+@pytest.mark.parametrize("step", [preparation.prepare, preparation.finish])
+def test_roles_and_grants_are_completed_by_one_at_a_time(upgraded, step):
+    """Schemas that are migrated at once would change the same rows of the catalog: each waits for the other."""
+    engine = db.create_migration_engine(replace(Settings.from_environment(), database_lock_timeout=0.05))
+    with engine_of(upgraded).begin() as other:
+        other.execute(preparation.ONE_AT_A_TIME)
+        with pytest.raises(SchemaError, match="was in use for more than"):
+            step(engine, "helios_trading", Roles(), 0.1)
+    step(engine, "helios_trading", Roles(), 0.1)

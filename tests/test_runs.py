@@ -21,6 +21,7 @@ from helios.testing.proof import differences
 from helios.testing.run import Run
 from helios.testing.signals import interrupt
 from helios.testing.subject import move, subject_of, worker_schema
+from helios.testing.sweeping import starting
 
 
 @pytest.fixture
@@ -140,6 +141,20 @@ def test_migrations_are_refused_while_an_undo_is_pending(here, valkey):
         assert f"test run {run.id}" in talk
         assert "helios sweep" in talk
     alembic("upgrade", "head", env=env)
+
+
+def test_one_run_begins_at_a_time(here):
+    """Who comes second waits, and says what for where that does not end; whoever comes then begins."""
+    subject = subject_of("", "")
+    with subject.direct() as one, subject.direct() as other:
+        with starting(one, subject.schema):
+            with pytest.raises(
+                HeliosError, match=f"has been beginning in schema '{subject.schema}' for more than 0.1 s"
+            ):
+                with starting(other, subject.schema, wait=0.1):
+                    pass
+        with starting(other, subject.schema, wait=0):
+            pass
 
 
 def test_a_production_process_is_refused(here, monkeypatch):
