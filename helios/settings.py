@@ -25,9 +25,10 @@ CLUSTER_URL = "redis+cluster://user:password@host:6379,host:6379"
 
 
 def masked(url: URL) -> str:
-    """Write a URL for people: its passwords, also those among the parameters, show as `***`."""
+    """Write a URL for people, without the driver: its passwords, also those among the parameters, show as `***`."""
     hidden = {name: "***" for name in url.query if name.lower() in SECRET_PARAMETERS}
-    return url.update_query_dict(hidden).render_as_string(hide_password=True)
+    plain = url.set(drivername=url.drivername.partition("+")[0])
+    return plain.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def hide(message: str, url: URL) -> str:

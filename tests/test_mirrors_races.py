@@ -166,7 +166,7 @@ def test_a_relay_killed_between_redis_and_postgresql_costs_a_rebuild(scene):
 
 def test_a_stuck_leader_is_replaced(scene, monkeypatch):
     """A transaction that does nothing for long is ended by the server, and another relay leads."""
-    monkeypatch.setattr(source, "LEAD_OR_NOT", source.statement(source.LEAD, idle="'1s'", skip="SKIP LOCKED"))
+    monkeypatch.setattr(source, "PREPARE", source.PREPARE.replace(f"'{source.LONGEST_IDLE}s'", "'1s'"))
     stuck, _ = scene.relay.sides()
     stuck.connection.autocommit = False
     assert stuck.one(source.LEAD_OR_NOT)
@@ -223,7 +223,7 @@ def form_of(scene: Scene, form: str) -> str:
 
 def test_a_relay_of_an_older_helios_gives_way(scene):
     """Beside a newer one it writes nothing more, and does not make all anew in turns; told to, it does."""
-    scene.run(form_of(scene, "2 50"), price(2))
+    scene.run(form_of(scene, "99 50"), price(2))
     for ask in (scene.step, lambda: mirrors.check(scene.relay)):
         with pytest.raises(mirrors.NewerError, match="end this one and run the newer version"):
             ask()

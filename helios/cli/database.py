@@ -3,7 +3,7 @@
 import click
 
 from helios import db
-from helios.cli.output import json_option, show, talk
+from helios.cli.output import json_option, say, show
 from helios.schema import environment as marker
 from helios.schema import grants as rights
 from helios.schema import migrations
@@ -79,4 +79,4 @@ def set_environment(name: Environment, schema: str | None) -> None:
     settings = Settings.from_environment()
     with db.connect(db.create_migration_engine(settings)) as connection:
         marker.mark(connection, schema or settings.database_schema, name)
-    talk().print(f"schema {schema or settings.database_schema} is marked {name}")
+    say(f"schema {schema or settings.database_schema} is marked {name}")

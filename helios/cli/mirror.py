@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from helios import db, mirrors
-from helios.cli.output import json_option, show, talk
+from helios.cli.output import json_option, say, show
 from helios.errors import HeliosError, UnreachableError
 from helios.mirrors.keys import MOST_BUCKETS
 from helios.mirrors.nodes import UNREACHED
@@ -41,7 +41,6 @@ def reaching(settings: Settings) -> Iterator[tuple[Engine, Redis]]:
         with db.reaching(engine.url):
             with engine.connect() as connection:
                 migrations.refuse_pending(connection, settings.database_schema)
-                mirrors.refuse_lost_rows(connection)
             yield engine, client
     except (psycopg2.Error, *UNREACHED) as error:
         if isinstance(error, DBAPIError):
@@ -123,9 +122,7 @@ def check(*, wait: float, as_json: bool) -> int:
     rows = [asdict(each) for each in found.differences]
     shown = rows if as_json else [{"key": each["key"], "kind": each["kind"]} for each in rows[:MOST_SHOWN]]
     show(shown, as_json=as_json, nothing="no difference")
-    talk().print(
-        f"{found.compared:,} keys compared in {found.seconds:.1f} s, {len(rows):,} differences", soft_wrap=True
-    )
+    say(f"{found.compared:,} keys compared in {found.seconds:.1f} s, {len(rows):,} differences")
     return 1 if rows else 0
 
 
@@ -141,7 +138,7 @@ def rebuild(*, take_over: bool) -> None:
             written = sum(each.counts.written for each in relays.every())
         finally:
             relays.close()
-    talk().print(f"mirrored {written:,} keys and fields in {time.monotonic() - began:.1f} s", soft_wrap=True)
+    say(f"mirrored {written:,} keys and fields in {time.monotonic() - began:.1f} s")
 
 
 @mirror.command(epilog="Example: helios mirror buckets 16")
@@ -153,9 +150,7 @@ def buckets(number: int) -> None:
     """
     with reaching(Settings.from_environment()) as (engine, client):
         mirrors.Relays(engine, client).spread(number)
-    talk().print(
-        f"the mirrors stand in {number} bucket{'s' * (number > 1)}; `helios mirror run` fills them", soft_wrap=True
-    )
+    say(f"the mirrors stand in {number} bucket{'s' * (number > 1)}; `helios mirror run` fills them")
 
 
 @mirror.command(epilog="Example: helios mirror status --json")

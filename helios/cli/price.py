@@ -7,7 +7,7 @@ from redis import Redis
 
 from helios import db, queries, servers
 from helios.cli.instruments import exchange_option, market_option, the_instrument
-from helios.cli.output import json_option, show, talk
+from helios.cli.output import json_option, say, show
 from helios.errors import StaleError, UnreachableError
 from helios.settings import Settings
 
@@ -50,7 +50,7 @@ def price(symbol: str, *, exchange: str | None, market: str | None, max_lag: flo
     }
     show([row], as_json=as_json, nothing="", right=("price", "bid", "ask", "age_seconds"))
     if stale:
-        talk().print(f"helios: {symbol} is older than {max_lag:g} s: check that the feed runs", soft_wrap=True)
+        say(f"helios: {symbol} is older than {max_lag:g} s: check that the feed runs")
     return 1 if stale else 0
 
 

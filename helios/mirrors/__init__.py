@@ -46,7 +46,7 @@ from helios.mirrors.relay import ForeignError, NewerError, Relay
 from helios.mirrors.service import Service
 from helios.mirrors.source import NEEDS, GoneError
 from helios.mirrors.spread import Relays, Services
-from helios.mirrors.status import Status, metrics, refuse_lost_rows, status, statuses
+from helios.mirrors.status import Status, metrics, status, statuses
 from helios.mirrors.store import CLUSTER_COMMANDS, READER_COMMANDS, RELAY_COMMANDS, LostError
 
 __all__ = [
@@ -76,7 +76,6 @@ __all__ = [
     "metrics",
     "publish_candles",
     "read_candle",
-    "refuse_lost_rows",
     "status",
     "statuses",
 ]

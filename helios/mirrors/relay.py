@@ -141,7 +141,7 @@ class Relay:
         source, store = self.sides()
         with source.leading(wait=True) as point:
             if point is None:
-                raise LostError("mirror_state has lost its row: run `helios downgrade 0001`, then `helios upgrade`")
+                raise LostError("mirror_state has lost its row: run `helios mirror buckets 1`")
             store.watch()
             if not take_over:
                 refuse_foreign(source, store)

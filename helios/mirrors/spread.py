@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from redis import Redis
 
 log = logging.getLogger("helios.mirrors")
-BUCKETS = statement("SELECT current_database()::text, {schema}, bucket FROM (SELECT) AS here LEFT JOIN {state} ON true")
+# A bucket is there if both its rows are, which a dump may lack.
+BUCKETS = statement("""
+    SELECT current_database()::text, {schema}, bucket FROM (SELECT) AS here
+    LEFT JOIN {state} ON EXISTS (SELECT FROM {points} AS each WHERE each.bucket = mirror_state.bucket)
+""")
 SPREAD = statement("SELECT {spread}(%s)")
 
 
@@ -47,14 +51,17 @@ class Relays:
 
         Raises:
             psycopg2.Error: PostgreSQL is not reached.
-            SchemaError: some bucket's row is lost.
+            SchemaError: some bucket's rows are lost, as where a dump without them was restored.
 
         """
         if not self.relays:
             _, told = where(self.engine)
             names = bucket_names(max(1, len(told)))
             if told != set(names):
-                raise SchemaError("mirror_state has lost a row: `helios mirror status` tells how to put it back")
+                raise SchemaError(
+                    "mirror_state or mirror_points has lost a row: run `helios mirror buckets 1` (or how many it shall "
+                    "be), and the relay mirrors everything anew"
+                )
             self.relays = tuple(Relay(self.engine, self.client, each) for each in names)
         return self.relays
 

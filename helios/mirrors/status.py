@@ -4,26 +4,21 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine
 
-from helios.errors import SchemaError
-from helios.mirrors.keys import BUCKET, bucket_names, number_of_buckets
+from helios.mirrors.keys import BUCKET
 from helios.mirrors.nodes import ask
 from helios.mirrors.relay import Relay
 from helios.mirrors.source import NEWEST_POINT, Source, statement
 from helios.mirrors.spread import Relays
 from helios.mirrors.store import ALIVE
-from helios.mirrors.values import literal, voucher
-from helios.models import mirror_state
+from helios.mirrors.values import voucher
 
 if TYPE_CHECKING:
     from redis import Redis
 
 LOOKS = 5  # before the two sides are told to be apart
 MOST = 1_000_000  # entries that are counted
-STANDS = text(
-    statement("SELECT bucket, EXISTS (SELECT FROM {points} AS of WHERE of.bucket = state.bucket) FROM {state} AS state")
-)
 STAND = statement(f"""
     SELECT token, relayed_at, number, leader, rebuilt_at, rebuild_reason, rebuild_milliseconds,
            (SELECT count(*) FROM (
@@ -52,23 +47,6 @@ class Status:
     rebuilt_by: str | None
     rebuild_reason: str | None
     rebuild_seconds: float | None
-
-
-def refuse_lost_rows(connection: Connection) -> None:
-    """Let a program go on only where PostgreSQL knows where the mirrors stand, as a dump without these rows does not.
-
-    Raises:
-        SchemaError: a row is lost; the message holds the SQL that puts it back.
-
-    """
-    stands: dict[str, bool] = dict(connection.execute(STANDS).tuples().all())
-    names = bucket_names(number_of_buckets(next(iter(stands), BUCKET)))
-    if stands.keys() != set(names) or not all(stands.values()):
-        spread = statement("SELECT {spread}({names})", names=literal(f"{{{','.join(names)}}}"))
-        raise SchemaError(
-            f"schema {mirror_state.schema!r} has lost the rows that say where the mirrors stand: "
-            f"run as its owner: {spread}; and then `helios mirror rebuild`"
-        )
 
 
 def status(engine: Engine, client: "Redis", bucket: str = BUCKET) -> Status:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, text
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, func, select, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
@@ -17,7 +17,6 @@ from helios.models import (
     Kline,
     Market,
     Order,
-    OrderStatus,
     QualitySubject,
     Ticker,
 )
@@ -31,12 +30,12 @@ from helios.quality.judging import (
     judge_orders,
     judge_ticker,
 )
-from helios.queries import series_present
+from helios.queries import series_present, sharded
+from helios.queries.orders import UNRESOLVED_STATUSES
 
 Reader = Session | Connection
 MONDAY = datetime(1970, 1, 5, tzinfo=UTC)  # weeks begin here, and so does every shorter interval
 MONTH = timedelta(days=30)  # how long a month counts when the age of its candle is judged
-UNANSWERED = (OrderStatus.PENDING_NEW, OrderStatus.PENDING_CANCEL, OrderStatus.UNKNOWN)
 SILENT = (InstrumentStatus.HALT, InstrumentStatus.CLOSED, InstrumentStatus.PRE_TRADING)
 
 
@@ -260,7 +259,7 @@ def measure_orders(
         DataQualityMetric.measured_at < until,
     )
     changed_at = func.coalesce(Order.updated_at, Order.submitted_at)
-    unresolved = select(func.count()).where(Order.status.in_(UNANSWERED), changed_at < late)
+    unresolved = select(func.count()).where(Order.status.in_(UNRESOLVED_STATUSES), changed_at < late)
     row = reader.execute(
         select(
             submitted.select_from(Order).scalar_subquery().label("orders"),
@@ -279,14 +278,22 @@ def measure_orders(
     )
 
 
-def series(reader: Reader, symbol: str | None = None, interval: Interval | None = None) -> Sequence[Series]:
-    """List the series that have candles, with the newest of each: two looks into the index for each of them."""
+def series_with_newest(reader: Reader) -> tuple[FromClause, ColumnElement[datetime]]:
+    """Ask for the series that have candles, and for the newest open time of each."""
+    if sharded.shards(reader):
+        return sharded.series(), sharded.series().c.last
     present = series_present()
     newest = (
         select(func.max(Kline.open_time))
         .where(Kline.instrument_id == present.c.instrument_id, Kline.interval == present.c.interval)
         .scalar_subquery()
     )
+    return present, newest
+
+
+def series(reader: Reader, symbol: str | None = None, interval: Interval | None = None) -> Sequence[Series]:
+    """List the series that have candles, with the newest of each: two looks into the index for each of them."""
+    present, newest = series_with_newest(reader)
     statement = (
         select(
             Instrument.id.label("instrument_id"),

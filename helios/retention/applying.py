@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from psycopg2.errorcodes import OBJECT_NOT_IN_PREREQUISITE_STATE
 from sqlalchemy import Connection, Delete, Engine, Row, delete, select, text
 from sqlalchemy.exc import DBAPIError
 
 from helios import db
+from helios.db.outages import code_of
 from helios.errors import SchemaError
 from helios.models import KlineFile, Order, OrderHistory
 from helios.models.orders import OPEN_STATUSES
@@ -32,7 +34,6 @@ from helios.settings import Settings
 Result = TypeVar("Result")
 log = logging.getLogger("helios.retention")
 BATCH = 5_000  # rows of a transaction: some ten milliseconds, in which nobody waits for long
-NOT_IN_STATE = "55000"  # another partition of the same parent is detaching: PostgreSQL allows one at a time
 THEN = "let that end, then retain again, which goes on where this ended"
 COMMENT = text("""
     SELECT format('COMMENT ON TABLE %I.%I IS %L',
@@ -81,9 +82,9 @@ class Work:
     batch: int
 
     def drop(self, part: Part) -> bool:
-        """Detach and drop one partition, or drop a chunk; False when somebody else has done so."""
-        if part.state is State.CHUNK:
-            return self.patiently(lambda: self.remove_chunk(part))
+        """Detach and drop one partition, or drop what goes at once; False when somebody else has done so."""
+        if part.state in (State.CHUNK, State.SHARDED):
+            return self.patiently(lambda: self.remove_at_once(part))
         concurrently = self.patiently(lambda: self.mark(part))
         if concurrently is None:
             return False
@@ -121,7 +122,7 @@ class Work:
             try:
                 run(connection, f"{self.detaching(part)} {how}")
             except DBAPIError as error:
-                if getattr(error.orig, "pgcode", None) != NOT_IN_STATE:
+                if code_of(error.orig) != OBJECT_NOT_IN_PREREQUISITE_STATE:  # another one of the same parent detaches
                     raise
                 said = str(error.orig).partition("\n")[0]
                 raise SchemaError(f"{part.name} cannot be detached: {said}; finish that, then retain again") from None
@@ -137,8 +138,8 @@ class Work:
             connection.execute(text(mirror), {"part": self.quoted(part.name)})
             run(connection, f"DROP TABLE {self.quoted(part.name)}")
 
-    def remove_chunk(self, part: Part) -> bool:
-        """Drop a chunk, and forget the files that were loaded into it; False when it is gone."""
+    def remove_at_once(self, part: Part) -> bool:
+        """Drop a chunk or shards, and forget the files that were loaded into them; False when they are gone."""
         with self.engine.begin() as connection:
             if look(connection, part) is None:
                 return False
