@@ -605,9 +605,9 @@ def test_a_writer_may_write_and_tell_and_no_more(shards):
     """Insert, change and delete klines, and tell of it; not drop, or own them."""
     who = login(shards, "bot", f"GRANT {ROLES}_writer TO {{login}}")
     try:
+        run_sql(who, f"SELECT {SCHEMA}.make_kline_partition('1m', 2031)")
         run_sql(
             who,
-            f"SELECT {SCHEMA}.make_kline_partition('1m', 2031)",
             f"INSERT INTO {KLINES} ({COLUMNS}) VALUES (5, '1m', '2031-01-01Z', 1, 1, 1, 1, 1, 1)",
             f"UPDATE {KLINES} SET volume = 2 WHERE instrument_id = 5",
             f"DELETE FROM {KLINES} WHERE instrument_id = 5",

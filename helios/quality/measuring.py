@@ -32,6 +32,7 @@ from helios.quality.judging import (
 )
 from helios.queries import series_present, sharded
 from helios.queries.orders import UNRESOLVED_STATUSES
+from helios.queries.query import shards
 
 Reader = Session | Connection
 MONDAY = datetime(1970, 1, 5, tzinfo=UTC)  # weeks begin here, and so does every shorter interval
@@ -280,7 +281,7 @@ def measure_orders(
 
 def series_with_newest(reader: Reader) -> tuple[FromClause, ColumnElement[datetime]]:
     """Ask for the series that have candles, and for the newest open time of each."""
-    if sharded.shards(reader):
+    if shards(reader):
         return sharded.series(), sharded.series().c.last
     present = series_present()
     newest = (

@@ -28,7 +28,7 @@ from sqlalchemy import column as plain_column
 from helios.errors import InputError
 from helios.models import Instrument, Interval, Kline, Market
 from helios.queries import sharded
-from helios.queries.query import Query, Reader, known_interval, moments, table_of
+from helios.queries.query import Query, Reader, known_interval, moments, shards, table_of
 
 KLINES = table_of(Kline)
 INSTRUMENTS = table_of(Instrument)
@@ -199,7 +199,7 @@ def coverage(reader: Reader, *, count: bool = True) -> list[Coverage]:
     ten million rows a second. With `count=False`, each series costs a few looks into the index, however many rows it
     has.
     """
-    statement = sharded.coverage(count=count) if sharded.shards(reader) else coverage_statement(count=count)
+    statement = sharded.coverage(count=count) if shards(reader) else coverage_statement(count=count)
     found = [
         Coverage(**{**row._mapping, "interval": Interval(row.interval)})  # noqa: SLF001 - SQLAlchemy's public name
         for row in reader.execute(statement)

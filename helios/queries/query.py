@@ -1,11 +1,13 @@
 """One statement with its parameters, and the forms its answer is read in."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Row, Select, Table, TextualSelect, select
+from sqlalchemy import Connection, Engine, Row, Select, Table, TextualSelect, select
 from sqlalchemy.orm import Session
 
 from helios.errors import InputError
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 Reader = Session | Connection
 Rows = Sequence[Row[*tuple[Any, ...]]]
 Model = TypeVar("Model", bound=Base)
+LOOK_AGAIN = 60.0  # seconds: it changes by a conversion alone, and a look costs a tenth of the newest candles
+LOOKED: WeakKeyDictionary[Engine, tuple[float, bool]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +62,8 @@ class Query(Generic[Model]):
         return found[::-1] if self.turned else found
 
     def asked(self, reader: Reader) -> Select[Any] | TextualSelect:
-        """Choose the statement; where there are two, the reader tells by which klines are read."""
-        if self.of_shards is not None and distributed(reader, str(metadata.schema)):
-            return self.of_shards
-        return self.statement
+        """Choose the statement, where there are two."""
+        return self.of_shards if self.of_shards is not None and shards(reader) else self.statement
 
     def arrow(self, reader: Reader) -> "pa.Table":
         """Read an Arrow table; needs pyarrow."""
@@ -79,6 +81,15 @@ class Query(Generic[Model]):
     def columns(self) -> dict[str, type]:
         """The names of the answer's columns, and the Python type of each one's values."""
         return {str(column.key): frames.python_type(column.type) for column in self.statement.selected_columns}
+
+
+def shards(reader: Reader) -> bool:
+    """Tell whether klines are shards of Citus; what an engine's database said holds for a minute."""
+    bind = reader.get_bind() if isinstance(reader, Session) else reader
+    told = LOOKED.get(bind.engine)
+    if told is None or time.monotonic() - told[0] > LOOK_AGAIN:
+        told = LOOKED[bind.engine] = (time.monotonic(), distributed(reader, str(metadata.schema)))
+    return told[1]
 
 
 def table_of(model: type[Base]) -> Table:

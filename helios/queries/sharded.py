@@ -10,9 +10,8 @@ from typing import Any
 from sqlalchemy import Subquery, TextualSelect, text
 from sqlalchemy.dialects import postgresql
 
-from helios.layout import distributed
 from helios.models import Instrument, Kline, metadata
-from helios.queries.query import Reader, table_of
+from helios.queries.query import table_of
 
 KLINES, INSTRUMENTS = table_of(Kline), table_of(Instrument)
 PREPARER = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call]
@@ -44,11 +43,6 @@ COVERAGE = """
     FROM %s AS series JOIN {instruments} AS i ON i.id = instrument_id
 """
 LIST = 'SELECT instrument_id, "interval", first, last FROM {series}()'
-
-
-def shards(reader: Reader) -> bool:
-    """Tell whether klines are shards."""
-    return distributed(reader, SCHEMA)
 
 
 @cache
