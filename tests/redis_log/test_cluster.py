@@ -38,6 +38,7 @@ from test_leftovers import (
 )
 from test_runs import (
     here,
+    test_mirrors_go_with_the_rows_that_they_show,
     test_tracked_undoes_what_is_written_inside,
     test_what_a_run_took_back_is_not_told_as_somebody_elses,
 )
