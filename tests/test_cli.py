@@ -303,7 +303,7 @@ BROKEN = {  # what breaks a check, and what it says then
         SELECT a.id, i.id, 'BOTH', 1, now() FROM helios_trading.accounts AS a, helios_trading.instruments AS i""",
         "BOTH: 1 against 0",
     ),
-    "mirrors": ("TRUNCATE helios_trading.mirror_state", "INSERT INTO helios_trading.mirror_state"),
+    "mirrors": ("TRUNCATE helios_trading.mirror_state", "run `helios mirror buckets 1`"),
     "roles": (
         """CREATE SCHEMA other; GRANT USAGE ON SCHEMA other TO "DATABASE_helios_trading_writer" """,
         "helios_trading_writer has rights in schema other",
