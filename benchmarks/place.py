@@ -13,23 +13,11 @@ from psycopg2.extensions import connection as Connection  # noqa: N812 - a class
 from sqlalchemy import URL, Engine, NullPool, create_engine
 
 from helios import schema, servers
+from helios.mirrors.values import CANDLE
 from helios.settings import Settings
 
 OPTIONS = {"max_wal_size": "4GB", "checkpoint_timeout": "30min", "autovacuum": "off", "shared_buffers": "256MB"}
-COLUMNS = (
-    "instrument_id",
-    "interval",
-    "open_time",
-    "open",
-    "high",
-    "low",
-    "close",
-    "volume",
-    "quote_volume",
-    "trades",
-    "taker_buy_volume",
-    "taker_buy_quote_volume",
-)
+COLUMNS = ("instrument_id", "interval", *CANDLE)
 KLINES = "helios_trading.klines"
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from helios import db
 from helios.errors import HeliosError
 from helios.schema import environment, grants, migrations, operations, preparation
-from helios.schema.roles import roles_of
+from helios.schema.roles import roles_here, roles_of
 from helios.settings import Settings
 
 operations.register()
@@ -77,7 +77,7 @@ def change(settings: Settings, command: str) -> None:
         preparation.refuse_while_an_undo_is_pending(connection, schema)
         if command == "downgrade":
             environment.refuse_production(connection, schema, "a downgrade, which drops tables with their data,")
-        roles = roles_of(settings, str(connection.scalar(text("SELECT current_database()"))))
+        roles = roles_here(connection, settings)
         owner = db.create_migration_engine(settings, preparation.prepare(login, schema, roles, wait))
         preparation.patiently(owner, wait, lambda: run(owner, schema, helios_wait=wait))
         preparation.finish(login, schema, roles, wait)

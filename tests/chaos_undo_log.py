@@ -17,7 +17,7 @@ from pathlib import Path
 import psycopg2
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import DBAPIError
-from undoing import SCHEMA, Place, Run, direct, scenes
+from undo_shop import SCHEMA, Run, Shop, shop_of
 
 from helios import servers
 from helios.errors import HeliosError
@@ -39,63 +39,67 @@ def statement(chance: random.Random) -> str:
     """Choose one of the things that a test may do."""
     here, there, new = chance.randint(1, 20), chance.randint(1, 20), chance.randint(1000, 10**9)
     return chance.choice((
-        f"INSERT INTO echo VALUES ({new}), ({new + 1})",
-        f"UPDATE echo SET v = v + 1 WHERE id BETWEEN {here} AND {there}",
-        f"INSERT INTO ranks VALUES ({new})",
-        f"DELETE FROM ranks WHERE id = {here}",
-        f"INSERT INTO ranks VALUES ({here}, 3) ON CONFLICT (id) DO UPDATE SET v = excluded.v",
+        f"INSERT INTO touched VALUES ({new}), ({new + 1})",
+        f"UPDATE touched SET v = v + 1 WHERE id BETWEEN {here} AND {there}",
+        f"INSERT INTO ranked VALUES ({new})",
+        f"DELETE FROM ranked WHERE id = {here}",
+        f"INSERT INTO ranked VALUES ({here}, 3) ON CONFLICT (id) DO UPDATE SET v = excluded.v",
         f"UPDATE tree SET id = {new} WHERE id = {here}",
         f"DELETE FROM tree WHERE id = {here + 15}",
-        f"INSERT INTO casts VALUES ({here}, 1), ({new}, 2)",
+        f"INSERT INTO replaced VALUES ({here}, 1), ({new}, 2)",
         f"UPDATE stamped SET v = {new} WHERE id = {here}",
-        f"INSERT INTO shy VALUES ({new}, -1), ({new + 1}, -2), ({new + 2}, 3)",
+        f"INSERT INTO fleeting VALUES ({new}, -1), ({new + 1}, -2), ({new + 2}, 3)",
         f"UPDATE swaps SET k = 'T{new}' WHERE id = {here}",
         f"UPDATE swaps SET k = 'k{there}' WHERE id = {here}",
         f"WITH d AS (DELETE FROM swaps WHERE id = {here} RETURNING *) INSERT INTO swaps SELECT id, k||'!', a, b FROM d",
-        f"UPDATE folded SET k = 'f{new}', n = -n WHERE id = {here}",
+        f"UPDATE folded SET name = 'f{new}', n = -n WHERE id = {here}",
         f"UPDATE audited SET v = v + 1 WHERE id = {here}",
         f"DELETE FROM audited WHERE id = {there}",
         f"UPDATE ticks SET ts = ts + {chance.choice((7, 1003))} WHERE ts = {here * 10}",
         f"INSERT INTO ticks SELECT i, 9, 1 FROM generate_series({new % 9000 + 3000}, {new % 9000 + 3200}) AS i",
-        f"UPDATE hints SET market_id = NULL WHERE market_id = {here}; UPDATE markets SET id = {new} WHERE id = {here}",
-        f"UPDATE markets SET symbol = 'M{new}' WHERE id = {here}",
-        f"UPDATE bids SET note = NULL, parent_id = NULL WHERE id = {here}; DELETE FROM parts WHERE bid_id = {there}",
-        "TRUNCATE parts, ranks",
-        f"UPDATE wide SET v = v + 1 WHERE id % 20 = {here}",
-        f"SAVEPOINT s; UPDATE echo SET v = 1 WHERE id = {here}; ROLLBACK TO s; UPDATE echo SET v = 2 WHERE id = {here}",
+        f"DELETE FROM signals WHERE instrument_id = {here}; UPDATE instruments SET id = {new} WHERE id = {here}",
+        f"UPDATE codes SET code = 'M{new}' WHERE id = {here}",
+        f"UPDATE orders SET qty = NULL, parent_id = NULL WHERE id = {here}; DELETE FROM fills WHERE order_id = {there}",
+        "TRUNCATE fills, ranked",
+        f"UPDATE klines SET trades = trades + 1 WHERE instrument_id = {here}",
+        f"UPDATE parts SET v = {new} WHERE id = {here}",
+        f"SAVEPOINT s; DELETE FROM touched WHERE id = {here}; ROLLBACK TO s; UPDATE touched SET v = 2 WHERE v = {here}",
     ))  # fmt: skip
 
 
-def victim(url: URL, writer: URL, seed: str) -> None:
+def victim(shop: Shop, seed: str) -> None:
     """Write without end, on a run that nobody ends."""
     chance = random.Random(seed)  # noqa: S311 - chance
-    with direct(url, SCHEMA) as connection:
-        run = Run(Place(url, url, writer, connection, []))
-        undo.begin(connection, run.id)
+    with shop.kit() as connection:
+        run = Run(shop, connection, random.getrandbits(62) + 1)
+        undo.begin(connection, run.id, schema=SCHEMA)
         say("begun")
-        run.writer.autocommit = False
+        writer = run.engine().raw_connection()
+        cursor = writer.cursor()
+        cursor.execute("SET search_path TO shop; SET lock_timeout TO '5s'")
+        writer.commit()
         while True:
             try:
                 for _ in range(chance.randint(1, 6)):
-                    run.write(statement(chance))
-                (run.writer.commit if chance.random() < 0.9 else run.writer.rollback)()
+                    cursor.execute(statement(chance))
+                (writer.commit if chance.random() < 0.9 else writer.rollback)()
             except psycopg2.Error as error:
-                if run.writer.closed:
+                if writer.driver_connection.closed:
                     return
-                run.writer.rollback()
+                writer.rollback()
                 if not any(each in str(error) for each in EXPECTED):
                     sys.stderr.write(f"unexpected: {error}\n")
 
 
-def sweep(url: URL) -> bool:
+def sweep(shop: Shop) -> bool:
     """Undo what dead runs left; tell whether there is nothing more."""
-    with direct(url, SCHEMA) as connection:
-        if dead := undo.dead(connection):
-            undo.undo(connection, dead)
+    with shop.kit() as connection:
+        if dead := undo.dead(connection, schema=SCHEMA):
+            undo.undo(connection, dead, schema=SCHEMA)
             for run in dead:
-                undo.close(connection, run)
+                undo.close(connection, run, schema=SCHEMA)
         # a lease is free a moment after its holder was killed, so that no dead run does not mean that none is left
-        return not connection.exec_driver_sql(f"SELECT count(*) FROM {SCHEMA}_undo._runs").scalar()
+        return not undo.registered(connection, schema=SCHEMA)
 
 
 def program(*arguments: str) -> "subprocess.Popen[str]":
@@ -103,15 +107,20 @@ def program(*arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, __file__, *arguments], text=True, stdout=subprocess.PIPE)
 
 
-def text_of(url: URL) -> str:
-    """Write a URL for another process."""
-    return url.render_as_string(hide_password=False)
+def urls_of(shop: Shop) -> list[str]:
+    """Write the URLs of owner and writer for another process."""
+    return [each.render_as_string(hide_password=False) for each in (shop.owner, shop.writer)]
 
 
-def kill_a_sweep(place: Place, chance: random.Random, *, crash: bool) -> bool:
+def shop_at(owner: str, writer: str) -> Shop:
+    """Read them there."""
+    return Shop(*map(make_url, (owner, owner, writer, writer)))
+
+
+def kill_a_sweep(shop: Shop, chance: random.Random, *, crash: bool) -> bool:
     """Kill a sweep while it undoes, its process and perhaps its backend; tell whether that was in time."""
-    process = program("sweep", text_of(place.owner))
-    connection = psycopg2.connect(place.url.set(drivername="postgresql").render_as_string(hide_password=False))
+    process = program("sweep", *urls_of(shop))
+    connection = psycopg2.connect(shop.admin.set(drivername="postgresql").render_as_string(hide_password=False))
     with connection.cursor() as cursor:
         while not (busy := undoing(cursor)) and process.poll() is None:
             time.sleep(0.002)
@@ -138,25 +147,26 @@ def undoing(cursor: "psycopg2.extensions.cursor") -> list[int]:
     return [pid for (pid,) in cursor.fetchall()]
 
 
-def one(place: Place, chance: random.Random, *, crash: bool) -> bool:
+def one(shop: Shop, chance: random.Random, *, crash: bool) -> bool:
     """Let victims write, kill them, and some of those that clean up; tell whether an undo was killed at work."""
-    names = [text_of(place.owner), text_of(place.writer)]
-    victims = [program("victim", *names, str(chance.random())) for _ in range(chance.choice((1, 1, 2)))]
+    victims = [program("victim", *urls_of(shop), str(chance.random())) for _ in range(chance.choice((1, 1, 2)))]
     for each in victims:
         each.stdout.readline()
     time.sleep(chance.random() * LONGEST)
     for each in victims:
+        if each.poll() not in (None, 0):
+            raise HeliosError(f"a victim ended with status {each.poll()}: see what it said above")
         each.kill()
         each.communicate()
-    return chance.random() < UNDOS_KILLED and kill_a_sweep(place, chance, crash=crash)
+    return chance.random() < UNDOS_KILLED and kill_a_sweep(shop, chance, crash=crash)
 
 
-def settled(place: Place) -> None:
+def settled(shop: Shop) -> None:
     """Sweep until there is nothing more to be swept; PostgreSQL may be recovering."""
     deadline, last = time.monotonic() + PATIENCE, None
     while True:
         try:
-            if sweep(place.owner):
+            if sweep(shop):
                 return
         except (DBAPIError, HeliosError) as error:
             if time.monotonic() > deadline:
@@ -167,21 +177,15 @@ def settled(place: Place) -> None:
         time.sleep(0.05)
 
 
-def digest(place: Place) -> dict[str, str]:
-    """Hash what is there, on a connection of its own: others have been killed."""
-    with direct(place.owner, SCHEMA) as connection:
-        return undo.digest(connection, place.tables)
-
-
 def chaos(cluster: URL, kills: int, seed: int, *, crash: bool = True) -> int:
     """Kill so often, and count how often something was not as it was; unless `crash`, the server goes on."""
     chance, wrong, undos = random.Random(seed), 0, 0  # noqa: S311 - chance
-    with scenes(cluster) as place:
-        before = digest(place)
+    with shop_of(cluster) as shop:
+        before = shop.digest()
         for number in range(1, kills + 1):
-            undos += one(place, chance, crash=crash)
-            settled(place)
-            after = digest(place)
+            undos += one(shop, chance, crash=crash)
+            settled(shop)
+            after = shop.digest()
             if after != before:
                 wrong += 1
                 say(f"{number}: not as before: {[each for each in before if before[each] != after[each]]}")
@@ -206,8 +210,8 @@ def main() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["victim"]:
-        victim(make_url(sys.argv[2]), make_url(sys.argv[3]), sys.argv[4])
+        victim(shop_at(*sys.argv[2:4]), sys.argv[4])
     elif sys.argv[1:2] == ["sweep"]:
-        sweep(make_url(sys.argv[2]))
+        sweep(shop_at(*sys.argv[2:4]))
     else:
         sys.exit(main())

@@ -18,7 +18,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 from tables import PARENTS, insert
 
-from helios import cli, schema, servers
+from helios import cli, servers
 from helios.schema import environment
 from helios.settings import Settings
 
@@ -209,18 +209,9 @@ def kept_database(seeded_database: URL, valkey: URL) -> URL:
 @pytest.fixture(scope="session")
 def seeded_database(cluster: URL) -> Iterator[URL]:
     """A database marked test that holds real rows."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    admin = create_engine(cluster, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
-    url = cluster.set(database=name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
-        patch.delenv("DATABASE_MIGRATION_URL", raising=False)
-        schema.upgrade()
-    with create_engine(url, poolclass=NullPool).begin() as connection:
-        environment.mark(connection, "helios_trading", "test")
-    kit.seed_rows(url)
-    yield url
-    with admin.connect() as connection:
-        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+    with made(cluster) as url:
+        upgrade(url)
+        with create_engine(url, poolclass=NullPool).begin() as connection:
+            environment.mark(connection, "helios_trading", "test")
+        kit.seed_rows(url)
+        yield url

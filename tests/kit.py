@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import redis
 from installation import rows, run_sql, variables
+from own_servers import client
 from sqlalchemy import URL
 
 REAL = """
@@ -35,13 +36,9 @@ def seed_keys(valkey: URL) -> None:
     """Write keys that look like tests, and are real: they were there before."""
     with client(valkey) as there:
         there.delete("price:BTCUSDT", "TEST:BTCUSDT", "queue:TESTUSDT")
-        there.set("price:BTCUSDT", "96340.61", px=3_600_000)
+        there.set("price:BTCUSDT", "96340.61", px=86_400_000)  # longer than any chaos takes
         there.hset("TEST:BTCUSDT", mapping={"bid": "96340.60", "ask": "96340.62"})
         there.rpush("queue:TESTUSDT", *range(5))
-
-
-def client(valkey: URL) -> redis.Redis:
-    return redis.Redis.from_url(valkey.render_as_string(hide_password=False))
 
 
 def content(url: URL, schema: str = "helios_trading") -> dict[str, str]:

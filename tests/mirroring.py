@@ -3,7 +3,6 @@
 import json
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,13 +10,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import pytest
 from chaos_mirror_servers import Valkey
+from installation import made, upgrade
 from redis import Redis
 from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from helios import mirrors, schema
+from helios import mirrors
 from helios.mirrors.auditing import Audit
 from helios.models import metadata
 
@@ -156,17 +155,6 @@ def stoppable_valkey() -> Iterator[Valkey]:
 @contextmanager
 def scene_of(cluster: URL) -> Iterator[Scene]:
     """Make a database with all tables; it is dropped at the end."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    admin = create_engine(cluster, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
-    url = cluster.set(database=name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
-        patch.delenv("DATABASE_MIGRATION_URL", raising=False)
-        schema.upgrade()
-    try:
+    with made(cluster) as url:
+        upgrade(url)
         yield Scene(url)
-    finally:
-        with admin.connect() as connection:
-            connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))

@@ -206,7 +206,6 @@ def test_public_is_left_byte_for_byte(installed, programs, tmp_path):
     assert 0 == plan(bot).missing
     assert before == dump(programs, installed, "--schema=public")
     assert "CREATE TABLE public.ohlcv_1m" in before
-    run_sql(installed, f"DROP OWNED BY {bot.username}", f"DROP ROLE {bot.username}")
 
 
 def test_who_may_not_read_is_told_what_to_grant(installed):
@@ -214,7 +213,6 @@ def test_who_may_not_read_is_told_what_to_grant(installed):
     bot = login(installed, "stranger", f"GRANT {COPIED}_writer TO {{login}}")
     with pytest.raises(RightsError, match=f'GRANT SELECT ON "public"."current_prices", .* TO {bot.username};'):
         plan(bot)
-    run_sql(installed, f"DROP ROLE {bot.username}")
 
 
 def test_candles_are_the_same_to_the_last_digit(adopted):

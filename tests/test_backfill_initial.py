@@ -4,15 +4,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import make_klines
 import pyarrow as pa
 import pytest
-from installation import COPIED
+from installation import COPIED, engine_of, login
 from pyarrow import csv, parquet
 from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
@@ -137,14 +135,9 @@ def test_the_right_is_needed(writer, symbol, tmp_path) -> None:
 
 
 @pytest.fixture
-def member(fresh: Engine) -> Iterator[Engine]:
+def member(fresh: Engine) -> Engine:
     """A login that is a member of the owner role, and nothing more."""
-    login = f"login_{uuid.uuid4().hex[:12]}"
-    with fresh.begin() as connection:
-        connection.execute(text(f"CREATE ROLE {login} LOGIN IN ROLE {COPIED}_owner"))
-    yield create_engine(fresh.url.set(username=login), poolclass=NullPool)
-    with fresh.begin() as connection:
-        connection.execute(text(f"DROP ROLE {login}"))
+    return engine_of(login(fresh.url, "member", f"GRANT {COPIED}_owner TO {{login}}"))
 
 
 def test_a_member_of_the_owner(fresh, member, symbol, tmp_path) -> None:

@@ -1,12 +1,12 @@
 """Where a load copies to: straight into the partitions where nothing is passed by, else into klines."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import make_klines
 import pytest
-from installation import COPIED
+from installation import COPIED, engine_of, login
 from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
@@ -53,15 +53,9 @@ def hours(tmp_path: Path, symbol: str) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def own_writer(upgraded: URL) -> Iterator[Engine]:
+def own_writer(upgraded: URL) -> Engine:
     """A writer in a database of its own, whose partitions may be changed."""
-    admin = create_engine(upgraded, poolclass=NullPool)
-    login = f"login_{upgraded.database}"
-    with admin.begin() as connection:
-        connection.execute(text(f"CREATE ROLE {login} LOGIN IN ROLE {COPIED}_writer"))
-    yield create_engine(upgraded.set(username=login), poolclass=NullPool)
-    with admin.begin() as connection:
-        connection.execute(text(f"DROP ROLE {login}"))
+    return engine_of(login(upgraded, "loader", f"GRANT {COPIED}_writer TO {{login}}"))
 
 
 def run(url: URL, *statements: str) -> None:

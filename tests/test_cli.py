@@ -303,6 +303,7 @@ BROKEN = {  # what breaks a check, and what it says then
         SELECT a.id, i.id, 'BOTH', 1, now() FROM helios_trading.accounts AS a, helios_trading.instruments AS i""",
         "BOTH: 1 against 0",
     ),
+    "mirrors": ("TRUNCATE helios_trading.mirror_state", "INSERT INTO helios_trading.mirror_state"),
     "roles": (
         """CREATE SCHEMA other; GRANT USAGE ON SCHEMA other TO "DATABASE_helios_trading_writer" """,
         "helios_trading_writer has rights in schema other",
@@ -352,6 +353,18 @@ def test_what_a_dead_test_run_left_is_a_finding(helios, healthy):
     assert "1 test runs died" in wrong["found"]
     helios("sweep")
     assert 0 == helios("doctor")[0]
+
+
+def test_runs_that_came_with_a_copy_are_a_finding(helios, healthy):
+    """They cannot be swept: doctor says so, and sweep says the same."""
+    run = TrialRun.begin(subject_of())
+    run.keep()
+    run.end()
+    run_sql(healthy, "COMMENT ON SCHEMA helios_trading_undo IS 'helios undo log 0123 of database 1/2'")
+    findings = json.loads(helios("doctor", "--json")[1])
+    assert ["leftovers"] == [each["check"] for each in findings if not each["ok"]]
+    status, _, talk = helios("sweep")
+    assert (1, True) == (status, "copied from another database" in talk)
 
 
 def test_what_looks_like_test_data_is_counted_and_no_fault(helios, healthy):

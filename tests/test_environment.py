@@ -1,7 +1,7 @@
 """The environment marker: what a database is for, and whom it believes."""
 
 import pytest
-from installation import ask, dump, engine_of, login, psql, run_sql, use
+from installation import ask, dump, engine_of, login, made, psql, run_sql, use
 from sqlalchemy import URL
 
 from helios.errors import EnvironmentRefusedError, RightsError, SchemaError
@@ -75,15 +75,10 @@ def test_a_marker_restored_elsewhere_is_not_trusted(installed, what, number):
 def test_a_dump_restored_into_another_database_is_not_trusted(installed, cluster, programs):
     """pg_dump carries the comment along; the copy does not believe it."""
     mark(installed, "test")
-    copy = cluster.set(database=f"{installed.database}_copy")
-    with engine_of(cluster).execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {copy.database}")
-        try:
-            psql(programs, copy, dump(programs, installed))
-            assert ask(installed, COMMENT) == ask(copy, COMMENT)
-            assert "production" == read(copy).environment
-        finally:
-            connection.exec_driver_sql(f"DROP DATABASE {copy.database} WITH (FORCE)")
+    with made(cluster) as copy:
+        psql(programs, copy, dump(programs, installed))
+        assert ask(installed, COMMENT) == ask(copy, COMMENT)
+        assert "production" == read(copy).environment
 
 
 def test_an_unknown_environment_counts_as_production(installed):

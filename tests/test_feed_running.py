@@ -15,6 +15,7 @@ from chaos_mirror_servers import Valkey
 from installation import engine_of
 from mirroring import stoppable_valkey
 from redis import Redis
+from server_user import until
 from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -143,7 +144,7 @@ def test_a_running_candle_of_another_form_or_server_is_not_misread(feed, client,
     """It says whose it is, as the heartbeat does of all the rest."""
     with monkeypatch.context() as patch:
         if other == "another form":
-            patch.setattr(values, "FORM", "2 200")
+            patch.setattr(values, "FORM", "99 200")
         else:
             patch.setattr(values, "voucher", lambda _: "42 1 200")
             patch.setattr("helios.mirrors.reading.voucher", lambda _: "42 1 200")
@@ -180,14 +181,22 @@ async def test_an_asynchronous_feed_tells_the_same(writer, own_valkey, reader, c
     """With a client of redis.asyncio; the event loop goes on meanwhile."""
     engine = create_async_engine(writer.url.set(drivername="postgresql+psycopg"), poolclass=NullPool)
     factory: async_sessionmaker[AsyncSession] = async_sessionmaker(engine)
-    asynchronous = redis.asyncio.Redis.from_url(own_valkey.url)
-    feed = AsyncFeed(factory, redis=asynchronous)
-    assert Taken(running=1) == await feed.take(candle(symbol, now(), close="3.5"))
-    live = Live(asynchronous)
-    async with factory() as session:
-        running = await session.run_sync(live.running, ("binance", "spot", symbol), Interval.M1)
+    clients = len(client.client_list())
+    async with redis.asyncio.Redis.from_url(own_valkey.url) as asynchronous:
+        async with AsyncFeed(factory, redis=asynchronous) as feed:
+            assert Taken(running=1) == await feed.take(candle(symbol, now(), close="3.5"))
+        async with factory() as session, Live(asynchronous) as live:
+            running = await session.run_sync(live.running, ("binance", "spot", symbol), Interval.M1)
     assert Decimal("3.5") == running.close
+    until(lambda: clients == len(client.client_list()))
     assert running == Live(client).running(reader, ("binance", "spot", symbol), Interval.M1)
-    for each in (asynchronous, live.client, feed.running.client):
-        await each.aclose()
     await engine.dispose()
+
+
+def test_its_connections_are_its_own_to_close(pooled, client, symbol):
+    """As many clients as before once the feed is closed."""
+    before = len(client.client_list())
+    with Feed(pooled, redis=client) as feed:
+        assert Taken(running=1) == feed.take(candle(symbol, now()))
+        assert before < len(client.client_list())
+    until(lambda: before == len(client.client_list()))

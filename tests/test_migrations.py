@@ -17,6 +17,7 @@ from installation import (
     engine_of,
     finish,
     login,
+    made,
     psql,
     rows,
     run_sql,
@@ -244,27 +245,18 @@ def test_role_names_keep_their_database_apart():
     assert len(roles_of(settings, "é" * 31).reader.encode()) <= LONGEST_NAME
 
 
-def test_a_role_used_in_another_database_is_reported(database, cluster, monkeypatch, caplog):
+def test_a_role_used_in_another_database_is_reported(cluster, monkeypatch, caplog):
     """Two databases under one role prefix share their roles: who joins a writer writes both, so it is said."""
-    other = f"{database.database}_b"
-    with engine_of(cluster).execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {other}"))
-        try:
-            for name in (other, database.database):
-                use(monkeypatch, cluster.set(database=name), DATABASE_ROLE_PREFIX="shared")
-                with caplog.at_level(logging.WARNING, "helios.schema"):
-                    migrations.upgrade()
-            assert f"shared_writer also has rights in {other}" in caplog.text
-            with engine_of(database).connect() as here:
-                roles = roles_of(Settings.from_environment(), database.database)
-                assert {other} == {place for _, place in shared_elsewhere(here, SCHEMA, roles)}
-        finally:
-            connection.execute(text(f"DROP DATABASE {other} WITH (FORCE)"))
-    run_sql(database, f"DROP SCHEMA {SCHEMA} CASCADE")
-    run_sql(
-        database,
-        *(f"DROP OWNED BY shared_{kind}; DROP ROLE shared_{kind}" for kind in ("owner", "writer", "reader", "monitor")),
-    )
+    with made(cluster) as other, made(cluster) as database:
+        for each in (other, database):
+            use(monkeypatch, each, DATABASE_ROLE_PREFIX="shared")
+            with caplog.at_level(logging.WARNING, "helios.schema"):
+                migrations.upgrade()
+        assert f"shared_writer also has rights in {other.database}" in caplog.text
+        with engine_of(database).connect() as here:
+            roles = roles_of(Settings.from_environment(), database.database)
+            assert {other.database} == {place for _, place in shared_elsewhere(here, SCHEMA, roles)}
+    run_sql(cluster, *(f"DROP ROLE shared_{kind}" for kind in ("owner", "writer", "reader", "monitor", "relay")))
 
 
 # --- unreachable ---------------------------------------------------------------------------------------------------
@@ -476,17 +468,12 @@ def test_models_and_migrations_agree_also_beside_new_partitions(database, monkey
 
 def test_printed_sql_gives_the_same_database(database, cluster, programs, monkeypatch):
     """`helios upgrade --sql | psql` and the online upgrade end in the same dump, grants included."""
-    other = cluster.set(database=f"{database.database}_printed")
-    with engine_of(cluster).execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {other.database}"))
-        try:
-            script, _ = alembic("upgrade", "head", "--sql", env=variables(other, DATABASE_ROLE_PREFIX="printed"))
-            psql(programs, other, script)
-            use(monkeypatch, database, DATABASE_ROLE_PREFIX="printed")
-            migrations.upgrade()
-            assert dump(programs, database) == dump(programs, other)
-        finally:
-            connection.execute(text(f"DROP DATABASE {other.database} WITH (FORCE)"))
+    with made(cluster) as other:
+        script, _ = alembic("upgrade", "head", "--sql", env=variables(other, DATABASE_ROLE_PREFIX="printed"))
+        psql(programs, other, script)
+        use(monkeypatch, database, DATABASE_ROLE_PREFIX="printed")
+        migrations.upgrade()
+        assert dump(programs, database) == dump(programs, other)
 
 
 def test_printed_sql_needs_no_server():

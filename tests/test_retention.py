@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import make_klines
 import pytest
 from installation import COPIED, ask, engine_of, finish, login, made, rows, run_sql, start, use, variables
+from server_user import until
 from sqlalchemy import URL, text
 from sqlalchemy.exc import OperationalError
 from tables import PARENTS, insert
@@ -112,10 +113,7 @@ def reader(url: URL) -> Iterator[tuple[int, Callable[[], None]]]:
 
 def until_detaching(url: URL) -> None:
     """Return when a partition is marked as detaching."""
-    deadline = time.monotonic() + 20
-    while not ask(url, "SELECT count(*) FROM pg_inherits WHERE inhdetachpending"):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: bool(ask(url, "SELECT count(*) FROM pg_inherits WHERE inhdetachpending")))
 
 
 # --- the policy ----------------------------------------------------------------------------------------------------
@@ -404,7 +402,6 @@ def test_a_writer_may_plan_but_not_drop(installed, monkeypatch):
     with pytest.raises(RightsError):
         apply(shown)
     assert (2022, 1000) == rows(installed, KLINES)[0]
-    run_sql(installed, f"DROP OWNED BY {url.username}", f"DROP ROLE {url.username}")
 
 
 def test_a_member_of_the_owner_may_drop(installed, monkeypatch):
@@ -412,7 +409,6 @@ def test_a_member_of_the_owner_may_drop(installed, monkeypatch):
     url = login(installed, "deploy", f"GRANT {COPIED}_owner TO {{login}}")
     use(monkeypatch, url, **OPTIONS)
     assert [("klines_1m_2022", 1000)] == apply(plan(url))
-    run_sql(installed, f"DROP OWNED BY {url.username}", f"DROP ROLE {url.username}")
 
 
 # --- rows go -------------------------------------------------------------------------------------------------------

@@ -1,10 +1,14 @@
 """Work that is repeated where that is safe, on real failures; and told where nobody can know."""
 
 from datetime import timedelta
+from pathlib import Path
 from threading import Event, Thread
 
+import psycopg2
 import pytest
 from installation import COPIED, made, rows, run_sql, use
+from own_servers import ask
+from server_user import until
 from sqlalchemy import URL, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError
 
@@ -13,6 +17,7 @@ from helios.errors import UncertainError, UnreachableError
 from helios.models import Account, Market
 
 COUNT = "SELECT id FROM counted ORDER BY id"
+SHORT = timedelta(seconds=0.5)
 PID = text("SELECT pg_backend_pid()")
 BREAKS_AT_COMMIT = """
     CREATE FUNCTION break_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -204,6 +209,52 @@ def test_a_server_that_stays_away_is_one_sentence(monkeypatch):
         db.with_retries(db.create_session_factory(db.create_engine()), work, patience=timedelta(seconds=0.1))
     assert "s3cret" not in str(told.value)
     assert len(tries) > 1
+
+
+@pytest.fixture
+def stranger(url):
+    """That database's URL, of a login that is asked for its password and says another one."""
+    hba = Path(ask(url, "SHOW hba_file"))
+    before = hba.read_text()
+    run_sql(url, "CREATE ROLE stranger LOGIN PASSWORD 'another'")
+    hba.write_text(f"local all stranger scram-sha-256\n{before}")
+    run_sql(url, "SELECT pg_reload_conf()")
+    wrong = f"postgresql://stranger:s3cret@/{url.database}?host={url.query['host']}"
+    until(lambda: refused(wrong))
+    yield wrong
+    hba.write_text(before)
+    run_sql(url, "SELECT pg_reload_conf()", "DROP ROLE stranger")
+
+
+def refused(url):
+    try:
+        psycopg2.connect(url).close()
+    except psycopg2.OperationalError:
+        return True
+    return False
+
+
+async def test_a_wrong_password_is_tried_once(stranger, monkeypatch):
+    """A login that is refused is told at once, without the password, sync and async: no patience mends it."""
+    monkeypatch.setenv("DATABASE_URL", stranger)
+    sync_engine, engine = db.create_engine(), db.create_async_engine()
+    tries = []
+
+    def work(session):
+        tries.append("sync")
+        session.execute(select(1))
+
+    async def async_work(session):
+        tries.append("async")
+        await session.execute(select(1))
+
+    with pytest.raises(UnreachableError, match="lets this login in") as told:
+        db.with_retries(db.create_session_factory(sync_engine), work, patience=SHORT)
+    with pytest.raises(UnreachableError, match="lets this login in") as told_async:
+        await db.with_async_retries(db.create_async_session_factory(engine), async_work, patience=SHORT)
+    assert ["sync", "async"] == tries
+    assert "s3cret" not in f"{told.value} {told_async.value}"
+    await engine.dispose()
 
 
 def test_a_primary_that_is_a_standby_now_is_left(factory, url):

@@ -1,5 +1,6 @@
 """Reading sessions on a real hot standby: fresh or not read, whatever happens to it or to its primary."""
 
+import json
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -11,6 +12,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, InternalError
 
 from helios import db
+from helios.cli import doctor
 from helios.settings import Settings
 
 ASK = text("SELECT n FROM counted")
@@ -178,6 +180,69 @@ def test_the_standbys_engine_may_be_used_by_itself(engines):
         with engines[1].connect() as connection:
             assert 0 == connection.scalar(ASK)
         assert (0, True) == seen_on_standby(db.create_read_session_factory(*engines))
+
+
+def told_of_standby(helios, settings, monkeypatch):
+    """What doctor says of DATABASE_READ_URL."""
+    for name, url in (("DATABASE_URL", settings.database_url), ("DATABASE_READ_URL", settings.database_read_url)):
+        monkeypatch.setenv(name, url.render_as_string(hide_password=False))
+    findings = {each["check"]: each for each in doctors_findings(helios, monkeypatch)}
+    return tuple(findings["standby"][each] for each in ("ok", "found", "remedy"))
+
+
+def doctors_findings(helios, monkeypatch):
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    return json.loads(helios("doctor", "--json")[1])
+
+
+def test_doctor_is_content_with_a_standby_that_replays(helios, settings, monkeypatch):
+    """It is well, and says how long replaying took."""
+    ok, found, remedy = told_of_standby(helios, settings, monkeypatch)
+    assert (True, "") == (ok, remedy)
+    assert "had all that was written after" in found
+
+
+def test_doctor_names_a_standby_that_lags(helios, servers, settings, monkeypatch):
+    """What it lacks, that its replay is paused, and how to go on."""
+    servers.standby.ask("SELECT pg_wal_replay_pause()")
+    servers.primary.ask("UPDATE counted SET n = 1")
+    ok, found, remedy = told_of_standby(helios, settings, monkeypatch)
+    assert (False, True) == (ok, "its replay is paused; the primary is read instead" in found)
+    assert "pg_wal_replay_resume" in remedy
+
+
+@pytest.mark.parametrize(
+    ("of", "more", "said"),
+    [
+        ("standby", {"query": {"host": "/nowhere"}}, "/nowhere"),
+        ("standby", {"database": "postgres"}, "is a standby of another server or database"),
+        ("primary", {}, "is no standby, for it takes writes itself"),
+    ],
+)
+def test_doctor_names_what_is_no_standby_of_this_database(of, more, said, helios, settings, monkeypatch):
+    """A server that is not reached, another database, the primary itself: each is told with what to do."""
+    url = settings.database_read_url if of == "standby" else settings.database_url
+    settings = replace(settings, database_read_url=url.set(**more))
+    ok, found, remedy = told_of_standby(helios, settings, monkeypatch)
+    assert (False, True) == (ok, said in found)
+    assert "DATABASE_READ_URL" in remedy
+
+
+def test_doctor_names_a_standby_of_another_timeline(settings, engines):
+    """What was promoted elsewhere, or cut off in a failover, has to follow this primary first."""
+    elsewhere = text(f"SELECT server, 'FFFFFFFF' AS timeline, position FROM ({doctor.REPLAYED}) AS replayed")
+    with pytest.MonkeyPatch.context() as patch, engines[0].connect() as primary, engines[1].connect() as standby:
+        patch.setattr(doctor, "REPLAYED", elsewhere)
+        found, remedy = doctor.look_at_standby(primary, standby)
+    assert "follows timeline FFFFFFFF" in found
+    assert "pg_rewind" in remedy
+
+
+def test_doctor_is_silent_where_no_standby_is_named(helios, settings, monkeypatch):
+    """Without DATABASE_READ_URL there is nothing to find."""
+    monkeypatch.setenv("DATABASE_URL", settings.database_url.render_as_string(hide_password=False))
+    monkeypatch.delenv("DATABASE_READ_URL", raising=False)
+    assert "standby" not in {each["check"] for each in doctors_findings(helios, monkeypatch)}
 
 
 def test_a_standby_that_is_down_costs_one_attempt(engines, settings):

@@ -17,7 +17,7 @@ from undo_shop import Run, Shop
 
 from helios.backfill import load, recognise, tables
 from helios.errors import RightsError
-from helios.models import Fill, Instrument, Order, OrderHistory, OrderStatus, OrderType, Side, metadata
+from helios.models import Fill, Instrument, Order, OrderHistory, OrderStatus, OrderType, Side, Ticker, metadata
 from helios.schema import environment
 from helios.testing import undo
 
@@ -52,7 +52,6 @@ def trading(cluster: URL, template: str) -> Iterator[Shop]:
             run_sql(url, str(refused.value).partition("run: ")[2])
             undo.install(connection, SCHEMA, tables)
         yield shop
-    run_sql(cluster, f"DROP ROLE {owner.username}", f"DROP ROLE {writer.username}")
 
 
 @pytest.fixture
@@ -109,6 +108,7 @@ def test_new_orders_go_with_their_history_and_fills(trading: Shop, run: Run) -> 
         session.add_all(orders)
         session.flush()
         session.add_all([Fill(order_id=each.id, trade_id="T", price=1, quantity=1, filled_at=NOW) for each in orders])
+        session.add(Ticker(instrument_id=real.instrument_id, last_price=1, event_at=NOW))
         session.commit()
         orders[0].status = OrderStatus.CANCELED
         session.commit()

@@ -1,13 +1,16 @@
 """Installing the log: who may, what is refused by name, and tables that change afterwards."""
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from installation import run_sql
+from installation import dump, psql, run_sql
 from sqlalchemy import URL, Column, Integer, MetaData, NullPool, Table, create_engine
 from undo_shop import SCHEMA, Run, Shop, running, shop_of, tables_of, undone
 
-from helios.errors import EnvironmentRefusedError, RightsError, SchemaError
+from helios.errors import EnvironmentRefusedError, HeliosError, RightsError, SchemaError
 from helios.schema import environment
 from helios.testing import undo
 
@@ -261,6 +264,43 @@ def test_keys_and_triggers_added_after_the_log_was_installed(shop: Shop, made: l
     run_sql(shop.owner, "DROP FUNCTION shop.add() CASCADE")
 
 
+def test_a_trigger_added_after_the_log_was_installed(shop: Shop, made: list[str]) -> None:
+    """One that changes what is written has no say in what comes back, though columns and indexes are as they were."""
+    made.append("stamping")
+    run_sql(
+        shop.owner,
+        "CREATE TABLE shop.stamping (id integer PRIMARY KEY, v integer)",
+        "INSERT INTO shop.stamping VALUES (1, 1)",
+        f"GRANT ALL ON shop.stamping TO {shop.writer.username}",
+    )
+    install(shop, *shop.tables, named("stamping"))
+    run_sql(
+        shop.owner,
+        "CREATE FUNCTION shop.add() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.v := NEW.v + 100; RETURN NEW; END'",
+        "CREATE TRIGGER add BEFORE UPDATE ON shop.stamping FOR EACH ROW EXECUTE FUNCTION shop.add()",
+    )
+    with running(shop) as run:
+        run.write("UPDATE shop.stamping SET v = 1000")
+        assert [("stamping", "restored", 1, "")] == run.undo()
+        assert [(1, 1)] == shop.rows("SELECT * FROM shop.stamping")
+    run_sql(shop.owner, "DROP FUNCTION shop.add() CASCADE")
+
+
+@pytest.mark.parametrize("write", ["UPDATE shop.swaps SET b = 50 WHERE id = 1", "DELETE FROM shop.swaps WHERE id = 1"])
+def test_a_trigger_that_has_the_very_last_word_is_noticed(shop: Shop, write: str) -> None:
+    """What it made of a row that came back is compared with the image: nothing is done, and without it all is."""
+    run_sql(
+        shop.owner,
+        "CREATE FUNCTION shop.spoil() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.k := ''spoilt''; RETURN NEW; END'",
+        'CREATE TRIGGER "~spoil" BEFORE INSERT OR UPDATE ON shop.swaps FOR EACH ROW EXECUTE FUNCTION shop.spoil()',
+    )
+    with undone(shop) as run:
+        run.write(write)
+        with pytest.raises(HeliosError, match=r"1 rows of shop\.swaps would not be what they were"):
+            run.undo()
+        run_sql(shop.owner, "DROP FUNCTION shop.spoil() CASCADE")
+
+
 def test_a_partition_made_by_the_test(shop: Shop) -> None:
     """Its rows that came through the table go; the partition itself is no row, and is named by the objects' digest."""
     with shop.kit() as connection:
@@ -321,6 +361,44 @@ def test_a_dropped_table_is_forgotten(shop: Shop) -> None:
     install(shop, *shop.tables, named("brief"))
     assert [(1,)] == shop.rows("SELECT count(*) FROM shop_undo._tables WHERE name = 'shop.brief'")
     run_sql(shop.owner, "DROP TABLE shop.brief")
+
+
+@contextmanager
+def restored(programs: Path, shop: Shop, database: URL) -> Iterator[Shop]:
+    """The shop as a dump of it was restored into another database, log and all, and marked test there."""
+    psql(programs, database, dump(programs, shop.admin))
+    copy = Shop(database, *(database.set(username=each.username) for each in (shop.owner, shop.writer, shop.neighbour)))
+    copy.tables = shop.tables
+    with copy.kit() as connection:
+        environment.mark(connection, SCHEMA, "test")
+    try:
+        yield copy
+    finally:
+        run_sql(database, "DROP SCHEMA shop, shop_undo CASCADE")
+
+
+def test_an_empty_log_of_another_database_is_made_anew(shop: Shop, programs: Path, database: URL) -> None:
+    """A log that came with a dump knows other tables and transactions: installed again, it works."""
+    with restored(programs, shop, database) as copy:
+        install(copy)
+        with undone(copy) as run:
+            run.write("UPDATE shop.swaps SET b = 77", "DELETE FROM shop.swaps WHERE id = 1")
+
+
+def test_a_log_of_another_database_that_holds_runs_is_refused(shop: Shop, programs: Path, database: URL) -> None:
+    """What runs wrote elsewhere is not undone here: one sentence, whose remedy helps."""
+    with running(shop) as run:
+        run.write("UPDATE shop.swaps SET b = 77")
+        with restored(programs, shop, database) as copy, copy.kit() as connection:
+            refused = pytest.raises(SchemaError, match=r"'shop_undo' was copied from another database")
+            with refused:
+                undo.install(connection, SCHEMA, copy.tables)
+            with refused as told:
+                undo.dead(connection, schema=SCHEMA)
+            run_sql(copy.admin, re.findall("DROP SCHEMA .*;", str(told.value))[0])
+            assert [] == undo.dead(connection, schema=SCHEMA)
+            run_sql(copy.admin, f'CREATE SCHEMA shop_undo AUTHORIZATION "{shop.owner.username}"')
+            install(copy)
 
 
 def test_removing_takes_everything_out(cluster: URL) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from installation import run_sql
@@ -52,6 +53,43 @@ def test_marks_one_within_the_other(shop: Shop) -> None:
         assert beginning == shop.digest()
         run.close()
     assert 0 == shop.logged()
+
+
+def test_what_was_done_is_told(shop: Shop) -> None:
+    """By table, with numbers; of nothing, or what was rolled back, nothing."""
+    with running(shop) as run:
+        assert [] == run.undo(run.mark())
+        run.write("BEGIN", "INSERT INTO shop.touched VALUES (706)", "ROLLBACK", one=False)
+        assert [] == run.undo(run.mark())
+        mark = run.mark()
+        run.write(
+            "INSERT INTO shop.touched VALUES (706)",
+            "UPDATE shop.swaps SET a = 100 WHERE id < 4",
+            "DELETE FROM shop.fills",
+        )
+        assert [
+            ("fills", "restored", 600, ""),
+            ("swaps", "restored", 3, ""),
+            ("touched", "deleted", 1, ""),
+        ] == run.undo(mark)
+
+
+def test_a_row_that_an_undo_restored_is_restored_again(shop: Shop) -> None:
+    """Its image is then that undo's own: deleted and inserted later in the run, it is not taken for a new row."""
+    with undone(shop) as run:
+        mark = run.mark()
+        run.write("UPDATE shop.swaps SET a = 50 WHERE id < 4")
+        run.undo(mark)
+        run.write(
+            """WITH gone AS (DELETE FROM shop.swaps WHERE id = 1 RETURNING *)
+               INSERT INTO shop.swaps SELECT id, k || '!', a, b FROM gone""",
+            "DELETE FROM shop.swaps WHERE id = 2",
+            "INSERT INTO shop.swaps VALUES (2, 'again', 22, 22)",
+            "DELETE FROM shop.swaps WHERE id = 3",
+            "INSERT INTO shop.swaps VALUES (3, 'gone', 3, 3)",
+            "DELETE FROM shop.swaps WHERE id = 3",
+            one=False,
+        )
 
 
 def test_an_ended_run_may_write_no_more(shop: Shop) -> None:
@@ -111,6 +149,85 @@ def test_two_runs_that_overlap(shop: Shop) -> None:
         one.undo()
     assert before == shop.digest()
     assert 0 == shop.logged()
+
+
+def test_a_version_of_a_run_that_is_over(shop: Shop) -> None:
+    """What a run had to leave, and another found and changed, goes back to what was there before both."""
+    before = shop.digest()
+    with running(shop) as one, running(shop) as other, shop.beside() as neighbour:
+        one.write(
+            "INSERT INTO shop.instruments (id, symbol, v) VALUES (960, 'T', 1)",
+            "UPDATE shop.swaps SET a = 11 WHERE id = 1",
+        )
+        neighbour.exec_driver_sql("INSERT INTO shop.orders (client_id, instrument_id) VALUES ('n', 960)")
+        assert [("instruments", "kept", 1, "referenced from shop.orders"), ("swaps", "restored", 1, "")] == one.undo()
+        other.write("UPDATE shop.instruments SET v = 2 WHERE id = 960")
+        other.undo()
+        neighbour.exec_driver_sql("DELETE FROM shop.orders WHERE client_id = 'n'")
+        one.undo()
+    assert before == shop.digest()
+    assert 0 == shop.logged()
+
+
+def test_what_neighbours_changed_behind_a_run_that_is_over(shop: Shop) -> None:
+    """A row that it had to leave, and that another found and had to leave as well: told, and no failure."""
+    before = shop.digest()
+    with running(shop) as one, running(shop) as other, shop.beside() as neighbour:
+        for run, number in ((one, 911), (other, 912)):
+            run.write(f"UPDATE shop.swaps SET a = {number} WHERE id = 1")
+            neighbour.exec_driver_sql(f"UPDATE shop.swaps SET b = {number} WHERE id = 1")
+            assert [("swaps", "kept", 1, "changed by somebody else")] == run.undo()
+        assert [(912, 912)] == shop.rows("SELECT a, b FROM shop.swaps WHERE id = 1")
+        neighbour.exec_driver_sql("UPDATE shop.swaps SET a = 911, b = 911 WHERE id = 1")
+        other.undo()
+        neighbour.exec_driver_sql("UPDATE shop.swaps SET a = 1, b = 1 WHERE id = 1")
+    assert before == shop.digest()
+    assert 0 == shop.logged()
+
+
+def test_what_an_undo_restored_is_handed_over_too(shop: Shop) -> None:
+    """A version between two tests of a run that is over is no state to go back to for a run that found it."""
+    before = shop.digest()
+    with running(shop) as other:
+        with running(shop) as one:
+            one.write("UPDATE shop.swaps SET a = 11 WHERE id = 1")
+            middle = one.mark()
+            one.write("UPDATE shop.swaps SET a = 12 WHERE id = 1")
+            one.undo(middle)
+            other.write("UPDATE shop.swaps SET a = 13 WHERE id = 1")
+        assert [(13,)] == shop.rows("SELECT a FROM shop.swaps WHERE id = 1")
+    assert before == shop.digest()
+    assert 0 == shop.logged()
+
+
+def test_a_run_that_writes_while_another_is_undone(shop: Shop) -> None:
+    """It commits after the undo has looked at what both touched: it counts as a run's, not as a neighbour's."""
+    before = shop.digest()
+    with running(shop) as other, running(shop) as one, shop.kit() as between:
+        one.write("UPDATE shop.swaps SET a = 10 WHERE id = 1", "UPDATE shop.swaps SET a = 11 WHERE id = 1")
+        ((plan,),) = shop.rows("SELECT plan FROM shop_undo._tables WHERE name = 'shop.swaps'")
+        between.exec_driver_sql(f"BEGIN; LOCK TABLE {plan}")  # between what it looks at and what it plans
+        with ThreadPoolExecutor() as beside:
+            undone = beside.submit(one.undo)
+            while not shop.rows(f"SELECT FROM pg_locks WHERE NOT granted AND relation = '{plan}'::regclass"):
+                assert not undone.done()
+            other.write("UPDATE shop.swaps SET a = 12 WHERE id = 1")
+            between.exec_driver_sql("COMMIT")
+            assert [] == undone.result()
+    assert before == shop.digest()
+    assert 0 == shop.logged()
+
+
+def test_a_run_that_is_let_stand(shop: Shop) -> None:
+    """What it wrote stays for good, and its log is empty."""
+    before = shop.digest()
+    with running(shop) as run, shop.beside() as neighbour:
+        run.write("INSERT INTO shop.touched VALUES (707)")
+        undo.forget(run.connection, run.id, schema=SCHEMA)
+        assert [] == run.undo()
+        assert [(707,)] == shop.rows("SELECT id FROM shop.touched WHERE id = 707")
+        neighbour.exec_driver_sql("DELETE FROM shop.touched WHERE id = 707")
+    assert before == shop.digest()
 
 
 def test_a_run_that_died_beside_one_that_lives(shop: Shop) -> None:
@@ -207,6 +324,54 @@ def test_a_neighbour_who_changes_a_row_while_it_is_undone(shop: Shop) -> None:
         assert [("swaps", "kept", 1, "changed by somebody else"), ("swaps", "restored", 1, "")] == found
         assert [(50, 60), (2, 2)] == shop.rows("SELECT a, b FROM shop.swaps WHERE id < 3 ORDER BY id")
         neighbour.exec_driver_sql("UPDATE shop.swaps SET a = 1, b = 1 WHERE id = 1")
+
+
+@pytest.mark.parametrize("row", [1, 910], ids=["to be restored", "to be deleted"])
+def test_a_neighbour_who_changes_a_row_that_the_undo_has_planned_for(shop: Shop, row: int) -> None:
+    """A row of any history is the neighbour's when the undo gets to it: kept."""
+    with running(shop) as run, shop.beside() as neighbour:
+        run.write(*(["INSERT INTO shop.swaps VALUES (910, 'x', 910, 910)"] if row == 910 else []))
+        run.write(*(f"UPDATE shop.swaps SET a = {number} WHERE id = {row}" for number in (50, 51)), one=False)
+        neighbour.exec_driver_sql("BEGIN")
+        neighbour.exec_driver_sql(f"UPDATE shop.swaps SET b = 60 WHERE id = {row}")
+        found: list[object] = []
+        thread = threading.Thread(target=lambda: found.extend(run.undo()))
+        thread.start()
+        while not shop.rows("SELECT FROM pg_stat_activity WHERE query LIKE '%undo_runs%' AND wait_event_type = 'Lock'"):
+            assert thread.is_alive()
+        neighbour.exec_driver_sql("COMMIT")
+        thread.join()
+        assert [("swaps", "kept", 1, "changed by somebody else")] == found
+        assert [(51, 60)] == shop.rows("SELECT a, b FROM shop.swaps WHERE id = :row", row=row)
+        neighbour.exec_driver_sql("UPDATE shop.swaps SET a = 1, b = 1 WHERE id = 1")
+        neighbour.exec_driver_sql("DELETE FROM shop.swaps WHERE id = 910")
+
+
+def test_one_undo_at_a_time(shop: Shop) -> None:
+    """An undo waits for another's, whatever tables they are about."""
+    with running(shop) as one, running(shop) as other, shop.beside() as neighbour:
+        one.write("UPDATE shop.swaps SET a = 50 WHERE id = 1")
+        other.write("INSERT INTO shop.fleeting VALUES (910, 1)")
+        neighbour.exec_driver_sql("BEGIN; SELECT FROM shop.swaps WHERE id = 1 FOR UPDATE")
+        thread = threading.Thread(target=one.undo)
+        thread.start()
+        while not shop.rows("SELECT FROM pg_stat_activity WHERE query LIKE '%undo_runs%' AND wait_event_type = 'Lock'"):
+            assert thread.is_alive()
+        with pytest.raises(HeliosError, match=r"waited for more than 0.2 s, blocked by pid \d+ .*undo_runs"):
+            other.undo(patience=0.2)
+        neighbour.exec_driver_sql("COMMIT")
+        thread.join()
+        assert [("fleeting", "deleted", 1, "")] == other.undo()
+
+
+def test_an_undo_that_could_not_see_what_others_commit_is_refused(shop: Shop) -> None:
+    """A server that gives every transaction a snapshot of its own is told so, and nothing is done."""
+    with undone(shop) as run:
+        run.write("INSERT INTO shop.touched VALUES (706)")
+        run.connection.exec_driver_sql("SET default_transaction_isolation TO 'repeatable read'")
+        with pytest.raises(HeliosError, match="an undo needs READ COMMITTED"):
+            run.undo()
+        run.connection.exec_driver_sql("RESET default_transaction_isolation")
 
 
 def test_a_deadlock_is_tried_again(shop: Shop) -> None:

@@ -8,8 +8,11 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import URL, delete, insert, select, text, update
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import NotSupportedError
 from sqlalchemy.orm import Session
-from undo_shop import Fill, Instrument, Order, Run, Shop, shop_of, undone
+from undo_shop import Fill, Instrument, Order, Run, Shop, running, shop_of, undone
+
+LONG = "the_longest_name_that_there_is_for_tables_has_sixty_three_bytes"  # of a table, and of its key
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,10 @@ def orm_changes_and_deletes(session: Session) -> None:
 
 def bulk_save(session: Session) -> None:
     session.bulk_save_objects([Instrument(symbol=f"BULK{i}") for i in range(50)])
+
+
+def bulk_update(session: Session) -> None:
+    session.execute(update(Instrument), [{"id": each, "v": each} for each in range(1, 6)])
 
 
 def bulk_insert(session: Session) -> None:
@@ -95,6 +102,7 @@ WAYS: list[Callable[[Session], None]] = [
     orm_changes_and_deletes,
     bulk_save,
     bulk_insert,
+    bulk_update,
     insert_from_select,
     upsert,
     core,
@@ -119,6 +127,14 @@ def test_a_session_s_own_rollbacks_leave_nothing_to_undo(shop: Shop) -> None:
         text_sql(session)
         session.rollback()
         core(session)
+        session.commit()
+
+
+def test_a_two_phase_session_s_writes_are_undone(shop: Shop) -> None:
+    """A session that prepares and then commits."""
+    with undone(shop) as run, Session(run.engine(), twophase=True) as session:
+        orm_add(session)
+        session.prepare()
         session.commit()
 
 
@@ -171,7 +187,7 @@ SCENES: dict[str, list[str]] = {
         "INSERT INTO uses VALUES (50, 'new'), (51, 'other')",
     ],
     "self-reference: ON UPDATE CASCADE": ["UPDATE tree SET id = id + 1000 WHERE id IN (1, 2, 3)"],
-    "self-reference: ON UPDATE CASCADE, all rows": ["UPDATE tree SET id = id + 1000"],
+    "self-reference: ON UPDATE CASCADE, all rows": ["UPDATE tree SET id = id + 1000", "UPDATE tree SET beside = NULL"],
     "self-reference: ON DELETE CASCADE": ["DELETE FROM tree WHERE id = 3"],
     "self-reference: the root deleted and inserted again": [
         "DELETE FROM tree WHERE id = 1",
@@ -180,6 +196,10 @@ SCENES: dict[str, list[str]] = {
     "TRUNCATE": ["TRUNCATE orders CASCADE", "INSERT INTO orders (client_id) VALUES ('c1')"],
     "TRUNCATE of a partitioned table": ["TRUNCATE ticks", "INSERT INTO ticks VALUES (10, 1, 5), (2000, 1, 5)"],
     "primary keys changed": ["UPDATE klines SET instrument_id = instrument_id + 100 WHERE instrument_id < 5"],
+    "a primary key changed, and its old value taken": [
+        "UPDATE swaps SET id = 1000 WHERE id = 1",
+        "INSERT INTO swaps VALUES (1, 'other', 90, 90)",
+    ],
     "primary keys swapped": [
         "UPDATE swaps SET id = 1000 WHERE id = 1",
         "UPDATE swaps SET id = 1 WHERE id = 2",
@@ -206,7 +226,8 @@ SCENES: dict[str, list[str]] = {
         """INSERT INTO "Mixed ""Case"" %" VALUES (3, 'c', 1)""",
         """UPDATE "Mixed ""Case"" %" SET "select" = 'd', "Key: %s" = "Key: %s" + 10""",
         """DELETE FROM "Mixed ""Case"" %" WHERE "Key: %s" = 12""",
-        "UPDATE a_name_that_is_sixty_three_bytes_long_which_is_the_longest_allow SET v = 2",
+        f"UPDATE {LONG} SET v = 2",
+        f"UPDATE {LONG} SET {LONG} = 77",
     ],
     "partitions: a row that moves": ["UPDATE ticks SET ts = ts + 995 WHERE ts IN (10, 20, 1000)"],
     "partitions: a row that moves there and back": [
@@ -221,6 +242,17 @@ SCENES: dict[str, list[str]] = {
         "TRUNCATE ticks_high",
         "INSERT INTO ticks VALUES (1010, 1, 5)",
     ],
+    "partitions: a table of them that refers, and is referred to": [
+        "INSERT INTO parents VALUES (50, 'p50'); INSERT INTO slots VALUES (50, 50), (1050, 50)",
+        "INSERT INTO pins VALUES (50, 50), (51, 1050)",
+        "UPDATE parents SET k = 'x' WHERE id = 50; UPDATE slots SET v = 1; UPDATE pins SET v = 1",
+        "DELETE FROM pins WHERE id < 3; DELETE FROM slots WHERE id IN (1, 1001)",
+    ],
+    "an AFTER ROW trigger that updates its own row, inserts alone": ["INSERT INTO touched VALUES (101), (102)"],
+    "an AFTER ROW trigger that updates its own row, updates alone": [
+        "UPDATE touched SET v = v + 1 WHERE id < 10",
+        "UPDATE touched SET v = 9 WHERE id = 3",
+    ],
     "an AFTER ROW trigger that updates its own row": [
         "INSERT INTO touched VALUES (101), (102)",
         "UPDATE touched SET v = v + 1 WHERE id < 10",
@@ -228,6 +260,7 @@ SCENES: dict[str, list[str]] = {
         "DELETE FROM touched WHERE id IN (101, 2)",
         "INSERT INTO touched VALUES (101), (2)",
     ],
+    "an AFTER STATEMENT trigger on the same table, inserts alone": ["INSERT INTO ranked VALUES (101), (102)"],
     "an AFTER STATEMENT trigger on the same table": [
         "INSERT INTO ranked VALUES (101), (102)",
         "UPDATE ranked SET v = 7 WHERE id < 5",
@@ -248,6 +281,13 @@ SCENES: dict[str, list[str]] = {
     ],
     "a history written by a trigger": ["UPDATE audited SET v = v + 1", "DELETE FROM audited WHERE id < 5"],
     "a deferred trigger": ["UPDATE parts SET v = 0 WHERE id < 9", "INSERT INTO parts VALUES (50, 77, 1)"],
+    "upserts: rows from before, new ones, and nothing": [
+        """INSERT INTO swaps VALUES (1, 'new', 50, 50), (101, 'n2', 51, 51)
+           ON CONFLICT (id) DO UPDATE SET a = excluded.a, k = excluded.k""",
+        """INSERT INTO swaps VALUES (1, 'zz', 50, 50), (101, 'n3', 52, 51)
+           ON CONFLICT (id) DO UPDATE SET a = excluded.a + 5""",
+        "INSERT INTO swaps VALUES (7, 'x', 0, 0) ON CONFLICT DO NOTHING",
+    ],
     "upserts on tables with triggers": [
         "INSERT INTO touched VALUES (3, 5), (103, 6) ON CONFLICT (id) DO UPDATE SET v = excluded.v",
         "INSERT INTO ranked VALUES (3, 5), (103, 6) ON CONFLICT (id) DO UPDATE SET v = excluded.v",
@@ -301,6 +341,19 @@ SCENES: dict[str, list[str]] = {
         "UPDATE active SET live = false WHERE id = 6",
         "UPDATE active SET live = true WHERE id = 5",
     ],
+    "a unique expression, swapped": [
+        "UPDATE folded SET name = 'tmp' WHERE id = 1",
+        "UPDATE folded SET name = 'NAME1' WHERE id = 2",
+        "UPDATE folded SET name = 'NAME2' WHERE id = 1",
+    ],
+    "a partial index, swapped, with rows that come and go": [
+        "UPDATE folded SET n = -1 WHERE id = 1",
+        "UPDATE folded SET n = 1 WHERE id = 2",
+        "UPDATE folded SET n = 2 WHERE id = 1",
+        "UPDATE folded SET live = false WHERE id = 3",
+        "UPDATE folded SET n = 3 WHERE id = 4",
+        "UPDATE folded SET live = true, n = 4 WHERE id = 9",
+    ],
     "a unique generated column, swapped": [
         "UPDATE computed SET n = 100 WHERE id = 1",
         "UPDATE computed SET n = -1 WHERE id = 2",
@@ -331,6 +384,7 @@ def test_many_rows_are_undone(shop: Shop) -> None:
             "UPDATE shop.klines SET trades = trades + 1",
             "INSERT INTO shop.klines SELECT i, '2031-01-01', 1, 1 FROM generate_series(1, 3000) AS i",
             "DELETE FROM shop.klines WHERE instrument_id = 3",
+            "UPDATE shop.klines SET instrument_id = instrument_id + 9000 WHERE instrument_id < 5",
             "INSERT INTO shop.touched SELECT generate_series(1000, 3000)",
         )
 
@@ -381,6 +435,20 @@ def test_other_isolation_levels_are_undone(shop: Shop, level: str) -> None:
             connection.execute(text("SELECT count(*) FROM shop.swaps"))
             connection.execute(text("UPDATE shop.swaps SET a = 50 WHERE id = 1"))
             connection.execute(text("INSERT INTO shop.instruments (symbol) VALUES ('RR')"))
+
+
+def test_a_truncate_that_could_not_be_undone_is_refused(shop: Shop) -> None:
+    """Under a snapshot of its own it would remove rows that no trigger sees; nothing is removed."""
+    with running(shop) as run, run.engine(isolation_level="REPEATABLE READ").begin() as connection:
+        with pytest.raises(NotSupportedError, match=r"TRUNCATE of shop\.klines by a test run is refused"):
+            connection.execute(text("TRUNCATE shop.klines"))
+
+
+def test_a_truncate_is_logged_once_for_each_row(shop: Shop) -> None:
+    """Also of a partitioned table, whose partitions are truncated with it."""
+    with undone(shop) as run:
+        run.write("TRUNCATE shop.ticks")
+        assert [(300,)] == shop.rows("SELECT count(*) FROM shop_undo.ticks")
 
 
 def test_replica_role_does_not_pass_by(shop: Shop) -> None:

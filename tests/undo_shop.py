@@ -1,6 +1,5 @@
 """A schema with everything that makes an undo hard, tables of no product; and runs on it, as its logins make them."""
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from pathlib import Path
 from random import getrandbits
 from typing import Any
 
-from installation import engine_of, run_sql
+from installation import engine_of, login, made, run_sql
 from sqlalchemy import URL, Computed, Connection, ForeignKey, Identity, MetaData, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.pool import NullPool
@@ -168,29 +167,20 @@ def undone(shop: Shop) -> Iterator[Run]:
 @contextmanager
 def shop_of(cluster: URL) -> Iterator[Shop]:
     """Make a database with the schema, its logins, and the log installed by its owner, who is no superuser."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    admin = create_engine(cluster, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    roles = [f"{role}_{name}" for role in ("owner", "writer", "neighbour")]
-    with admin.connect() as connection:
-        for role in roles:
-            connection.execute(text(f"CREATE ROLE {role} LOGIN"))
-        connection.execute(text(f"GRANT pg_read_all_stats TO {roles[0]}"))  # to name the query that blocks an undo
-        connection.execute(text(f'CREATE DATABASE "{name}" OWNER {roles[0]}'))
-    url = cluster.set(database=name)
-    shop = Shop(url, *(url.set(username=role) for role in roles))
-    script = SQL.read_text().replace("{writer}", roles[1]).replace("{neighbour}", roles[2])
-    with engine_of(shop.owner).begin() as connection:
-        connection.exec_driver_sql(script, execution_options={"no_parameters": True})
-        environment.mark(connection, SCHEMA, "test")
-    shop.tables = tables_of(shop.owner)
-    with shop.kit() as connection:
-        undo.install(connection, SCHEMA, shop.tables)
-    try:
+    with made(cluster) as url:
+        owner = login(url, "owner", "GRANT pg_read_all_stats TO {login}")  # to name the query that blocks an undo
+        run_sql(url, f"ALTER DATABASE {url.database} OWNER TO {owner.username}")
+        shop = Shop(url, owner, login(url, "writer"), login(url, "neighbour"))
+        script = SQL.read_text().replace("{writer}", str(shop.writer.username))
+        with engine_of(owner).begin() as connection:
+            connection.exec_driver_sql(
+                script.replace("{neighbour}", str(shop.neighbour.username)), execution_options={"no_parameters": True}
+            )
+            environment.mark(connection, SCHEMA, "test")
+        shop.tables = tables_of(owner)
+        with shop.kit() as connection:
+            undo.install(connection, SCHEMA, shop.tables)
         yield shop
-    finally:
-        with admin.connect() as connection:
-            connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
-        run_sql(cluster, *(f"DROP ROLE {role}" for role in roles))
 
 
 def tables_of(url: URL, schema: str = SCHEMA) -> list[Any]:

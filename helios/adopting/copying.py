@@ -1,7 +1,6 @@
 """The rows that can be adopted into their tables: a stretch of the ancestor's table in each transaction."""
 
-import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC
@@ -12,6 +11,7 @@ from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from helios import db
+from helios import rejects as aside
 from helios.adopting import orders
 from helios.adopting.ancestor import HISTORY, METRICS, ORDERS, POSITIONS
 from helios.adopting.mapping import ALL, Mapping, name_of, table_of
@@ -161,7 +161,7 @@ class Copy:
         """Write the rows that cannot be adopted to a file, one after the other; where it is, if there are any."""
         path = folder / f"{self.mapping.source.schema}.{self.mapping.found.name}.rejects.csv"
         if not count:
-            remove_rejects(path)
+            aside.remove(path)
             return None
         statement = f"""
             SELECT CAST(place AS text), reason, CAST(raw AS text) FROM ({self.mapping.judged}) AS j
@@ -170,7 +170,7 @@ class Copy:
         with self.transaction() as connection:
             streaming = connection.execution_options(stream_results=True, yield_per=1000)
             with streaming.execute(text(statement), self.binds(known)) as rows:
-                return write_rejects(path, rows)
+                return aside.write(path, HEADER, rows)
 
 
 @dataclass
@@ -221,34 +221,3 @@ def hold_instruments(connection: Connection, source: Source) -> None:
 def place(first: int, last: int | None) -> dict[str, str]:
     """Bound a stretch of a table by the places of its rows."""
     return {"first": f"({first},0)", "last": ALL["last"] if last is None else f"({last},0)"}
-
-
-def write_rejects(path: Path, rows: Iterable[Any]) -> Path:
-    """Write rows to a CSV file, in place of an earlier one."""
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with fresh.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(HEADER)
-            writer.writerows(rows)
-        return fresh.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-
-
-def remove_rejects(path: Path) -> None:
-    """Remove the rejected rows of an earlier run, where there are none any more."""
-    try:
-        path.unlink(missing_ok=True)
-    except NotADirectoryError:
-        return
-    except OSError as error:
-        raise unwritable(path, error) from error
-
-
-def unwritable(path: Path, error: OSError) -> InputError:
-    """Say that the folder of rejected rows cannot be written to."""
-    return InputError(
-        f"{path} cannot be written ({error.strerror}): name another folder for rejected rows, --rejects FOLDER"
-    )

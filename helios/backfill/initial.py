@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from psycopg2.errorcodes import INSUFFICIENT_PRIVILEGE, LOCK_NOT_AVAILABLE, UNIQUE_VIOLATION
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
@@ -17,6 +18,7 @@ from helios.backfill.bounds import Bounds, likely_bounds
 from helios.backfill.reading import OutOfBoundsError, OutOfOrderError
 from helios.backfill.report import Mode, Report
 from helios.backfill.tiers import Tier
+from helios.db.outages import code_of
 from helios.errors import HeliosError, InputError, RightsError
 from helios.layout import Layout, layout_of
 from helios.models import Interval, Kline
@@ -24,8 +26,6 @@ from helios.models import Interval, Kline
 if TYPE_CHECKING:
     from helios.backfill.loading import Load
 
-LOCK_NOT_AVAILABLE = "55P03"
-INSUFFICIENT_PRIVILEGE = "42501"
 ONE_WAIT = "500ms"  # for a lock: whoever comes behind waits no longer than that
 SORTING = "256MB"  # of memory, for building a key
 PATIENCE = 60.0  # seconds of such waits in all
@@ -108,7 +108,7 @@ class Initial:
         try:
             self.connection.execute(text(f"SET LOCAL ROLE {owner}"))
         except DBAPIError as error:
-            if getattr(error.orig, "pgcode", None) != INSUFFICIENT_PRIVILEGE:
+            if code_of(error.orig) != INSUFFICIENT_PRIVILEGE:
                 raise
             raise RightsError(
                 f"--initial acts as {owner}, who owns the klines, and this login may not: name one that may by "
@@ -194,7 +194,7 @@ class Initial:
             with self.connection.begin_nested():
                 self.run(f"ALTER TABLE {self.schema}.{leaf} ADD CONSTRAINT {leaf}_pkey PRIMARY KEY ({key})")
         except DBAPIError as error:
-            if getattr(error.orig, "pgcode", None) != tables.UNIQUE_VIOLATION:
+            if code_of(error.orig) != UNIQUE_VIOLATION:
                 raise
             raise InputError(
                 f"the files for {self.name(interval, year)} hold some candle twice: load them without --initial"
@@ -215,7 +215,7 @@ class Initial:
                     self.run(f"SET LOCAL lock_timeout = '{ONE_WAIT}'")
                     self.run(f"LOCK TABLE ONLY {klines} IN ACCESS EXCLUSIVE MODE")
             except DBAPIError as error:
-                if getattr(error.orig, "pgcode", None) != LOCK_NOT_AVAILABLE:
+                if code_of(error.orig) != LOCK_NOT_AVAILABLE:
                     raise
                 if time.monotonic() > deadline:
                     raise HeliosError(

@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from psycopg2.errorcodes import UNIQUE_VIOLATION
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -284,7 +285,7 @@ class Load:
             try:
                 return self.direct(bounds, instrument_id)
             except tables.CopyError as error:
-                if span is None or error.sqlstate != tables.UNIQUE_VIOLATION:
+                if span is None or error.sqlstate != UNIQUE_VIOLATION:
                     raise
                 # Somebody else, a feed perhaps, wrote one of the candles meanwhile.
                 return self.compared(bounds, span, instrument_id)

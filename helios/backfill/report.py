@@ -1,6 +1,5 @@
 """What a load tells: while it runs, and at its end."""
 
-import csv
 import hashlib
 import re
 from collections.abc import Iterable
@@ -11,8 +10,8 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
+from helios import rejects
 from helios.backfill.source import Source
-from helios.errors import InputError
 
 REJECTS_HEADER = ("line", "reason", "row")
 LONGEST_NAME = 200  # bytes of the 255 that file systems take: there are marks before and behind
@@ -94,36 +93,12 @@ class Report:
 
 def write_rejects(folder: Path, source: Source, rows: Iterable[tuple[int, str, str]]) -> Path:
     """Write rejected rows to a CSV file named after series and file; only a file like it is replaced."""
-    path = rejects_path(folder, source)
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with fresh.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(REJECTS_HEADER)
-            writer.writerows(rows)
-        fresh.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    return path
+    return rejects.write(rejects_path(folder, source), REJECTS_HEADER, rows)
 
 
 def remove_rejects(folder: Path, source: Source) -> None:
     """Remove the rejected rows of an earlier load of the file, which has none any more; others' files stay."""
-    path = rejects_path(folder, source)
-    try:
-        path.unlink(missing_ok=True)
-    except NotADirectoryError:
-        return
-    except OSError as error:
-        raise unwritable(path, error) from error
-
-
-def unwritable(path: Path, error: OSError) -> InputError:
-    """Say that the folder of rejected rows cannot be written to."""
-    return InputError(
-        f"{path} cannot be written ({error.strerror}): name another folder for rejected rows, --rejects FOLDER"
-    )
+    rejects.remove(rejects_path(folder, source))
 
 
 def rejects_path(folder: Path, source: Source) -> Path:

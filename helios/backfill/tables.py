@@ -17,7 +17,6 @@ KEY = ("instrument_id", "open_time")
 PLAIN_VALUES = ("open", "high", "low", "close", "volume")
 OFFICIAL_VALUES = (*PLAIN_VALUES, "quote_volume", "trades", "taker_buy_volume", "taker_buy_quote_volume")
 STAGE, DIFFERENCE = "pg_temp.helios_klines_stage", "pg_temp.helios_klines_difference"
-UNIQUE_VIOLATION = "23505"
 # Partitions that fire every trigger that an INSERT into klines fires: one made since klines was given a trigger, as a
 # test run gives it some, may lack it. And that stay: what is being detached by now is about to be dropped.
 LOADABLE = text("""

@@ -8,6 +8,7 @@ from helios.backfill.bounds import moment_of
 from helios.backfill.report import Gap, Report
 from helios.backfill.source import Source
 from helios.models import Interval
+from helios.quality.judging import plural
 
 
 def moment(milliseconds: int | None) -> datetime | None:
@@ -91,11 +92,6 @@ def judged(report: Report, found: dict[str, Any]) -> quality.Verdict:
             longest_quiet=report.quiet[2],
         )
     )
-
-
-def plural(count: int, thing: str) -> str:
-    """Count things in words."""
-    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
 def written(at: datetime) -> str:

@@ -9,7 +9,7 @@ from rich.progress import Progress as Bars
 from sqlalchemy import Engine
 
 from helios import adopting, db
-from helios.cli.output import json_option, show, talk
+from helios.cli.output import json_option, say, show, talk
 from helios.models import Market, SessionMode
 from helios.schema import migrations
 from helios.settings import Settings
@@ -104,7 +104,7 @@ def copy(engine: Engine, source: adopting.Source, rejects: Path) -> None:
                 tasks[at.table] = bars.add_task(at.table, total=at.total, written=0)
             bars.update(tasks[at.table], completed=at.done, written=at.written)
             if at.rejects:
-                bars.console.print(f"{at.table}: {at.rejected:,} refused rows are in {at.rejects}", soft_wrap=True)
+                say(f"{at.table}: {at.rejected:,} refused rows are in {at.rejects}", bars.console)
 
 
 def summary(share: adopting.Share) -> dict[str, object]:
@@ -141,8 +141,3 @@ def tell_columns(plan: adopting.Plan) -> None:
             say(f"{share.table}: {note}")
         if share.differing:
             say(f"{share.table}: {share.differing:,} rows are there with other values, which stay")
-
-
-def say(line: str) -> None:
-    """Print one line on stderr as it is."""
-    talk().print(line, soft_wrap=True, markup=False, emoji=False)

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from helios import db, growing
-from helios.cli.output import json_option, show, talk
+from helios.cli.output import json_option, say, show, talk
 from helios.cli.retain import size
 from helios.schema import migrations
 from helios.settings import Settings
@@ -44,7 +44,7 @@ def convert(*, to: str, apply_it: bool, chunk_days: int, as_json: bool) -> None:
     if apply_it:
         carry_out(settings, plan)
     elif not as_json:
-        talk().print(f"{plan.sentence}; --apply does it", soft_wrap=True)
+        say(f"{plan.sentence}; --apply does it")
     with db.connect(db.create_migration_engine(settings)) as connection:
         now = growing.plan(connection, settings.database_schema, to, timedelta(days=chunk_days))
     row = {"layout": str(now.here), "rows": now.rows, "size": now.bytes if as_json else size(now.bytes)}
@@ -53,7 +53,7 @@ def convert(*, to: str, apply_it: bool, chunk_days: int, as_json: bool) -> None:
 
 def carry_out(settings: Settings, plan: growing.Plan) -> None:
     """Convert, with a bar for each stage."""
-    talk().print(plan.sentence, soft_wrap=True)
+    say(plan.sentence)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}"))
     with Bars(*columns, TimeRemainingColumn(), console=talk(), transient=True) as bars:
         tasks = {}

@@ -1,15 +1,14 @@
 """Commands of the database: upgrade, downgrade, grants, environment."""
 
 import click
-from sqlalchemy import text
 
 from helios import db
-from helios.cli.output import json_option, show, talk
+from helios.cli.output import json_option, say, show
 from helios.schema import environment as marker
 from helios.schema import grants as rights
 from helios.schema import migrations
 from helios.schema.preparation import migrator
-from helios.schema.roles import roles_of
+from helios.schema.roles import roles_here
 from helios.settings import ENVIRONMENTS, Environment, Settings
 
 sql_option = click.option("--sql", is_flag=True, help="Print the SQL instead of running it.")
@@ -39,7 +38,7 @@ def grants(*, sql: bool, as_json: bool) -> None:
     settings = Settings.from_environment()
     engine = db.create_migration_engine(settings)
     with db.connect(engine) as connection:
-        roles = roles_of(settings, str(connection.scalar(text("SELECT current_database()::text"))))
+        roles = roles_here(connection, settings)
         login = migrator(connection, settings.database_schema)
         steps = rights.missing(connection, settings.database_schema, roles, login)
     if sql:
@@ -80,4 +79,4 @@ def set_environment(name: Environment, schema: str | None) -> None:
     settings = Settings.from_environment()
     with db.connect(db.create_migration_engine(settings)) as connection:
         marker.mark(connection, schema or settings.database_schema, name)
-    talk().print(f"schema {schema or settings.database_schema} is marked {name}")
+    say(f"schema {schema or settings.database_schema} is marked {name}")

@@ -1,24 +1,28 @@
 """`helios doctor`: one page on the health of servers, schema, rights, mirrors, partitions and sums."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 import psycopg2
-from redis.exceptions import RedisError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, NullPool, text
 from sqlalchemy.exc import DBAPIError
 
 from helios import db, queries
 from helios.cli.output import json_option, show
 from helios.cli.retain import size
-from helios.errors import HeliosError
+from helios.db.standby import REPLAYED, WRITTEN
+from helios.errors import HeliosError, SchemaError
 from helios.layout import Layout, layout_of, leaf_of, size_of
-from helios.mirrors import Status, status
+from helios.mirrors import Status, statuses
+from helios.mirrors.nodes import UNREACHED, nodes_of
 from helios.mirrors.status import MOST
 from helios.schema import environment, grants, migrations
-from helios.schema.roles import roles_of, shared_elsewhere
+from helios.schema.roles import roles_here, shared_elsewhere
 from helios.settings import Settings, masked
 from helios.testing import undo
 from helios.testing.orphans import Rows, links_of
@@ -42,6 +46,8 @@ SIZES = text("""
     FROM pg_class WHERE relnamespace = to_regnamespace(:schema) AND relkind = 'r'
 """)
 MOST_LAG = 1.0  # seconds; a relay that lives says so ten times as often
+CATCHES_UP = 2.0  # seconds for a standby to have what was written: the log of an idle server is sent that late
+PAUSED = text("SELECT pg_is_wal_replay_paused()")
 MOST_UNUSED = 64 << 20  # bytes that the outbox may take where nobody has ever mirrored anything
 LEAF = text("SELECT to_regclass(format('%I.%I', CAST(:schema AS text), CAST(:leaf AS text))) IS NOT NULL")
 UNDER_WAY = text("SELECT to_regclass(format('%I.klines_next', CAST(:schema AS text))) IS NOT NULL")
@@ -65,6 +71,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
             found = f"{server.version} as {server.login} at {masked(engine.url)}"
             yield Finding(check="PostgreSQL", ok=True, found=found)
             yield from examine_schema(connection, settings)
+            if settings.database_read_url is not None:
+                yield attempt(standby, connection, settings)
     except HeliosError as error:
         remedy = "check DATABASE_URL" if settings.migration_url else "helios up, or set DATABASE_URL"
         yield Finding(check="PostgreSQL", ok=False, found=str(error), remedy=remedy)
@@ -119,7 +127,7 @@ def revision(connection: Connection, settings: Settings) -> Finding:
 
 def rights(connection: Connection, settings: Settings) -> Finding:
     """No role has too few rights, or too many."""
-    steps = grants.missing(connection, settings.database_schema, roles_of(settings, database(connection)), None)
+    steps = grants.missing(connection, settings.database_schema, roles_here(connection, settings), None)
     if steps:
         found = f"{len(steps)} statements are missing, the first: {steps[0].statement}"
         return Finding(check="grants", ok=False, found=found, remedy="helios upgrade, or helios grants --sql")
@@ -128,7 +136,7 @@ def rights(connection: Connection, settings: Settings) -> Finding:
 
 def roles_are_its_own(connection: Connection, settings: Settings) -> Finding:
     """No role of this schema has rights elsewhere, which whoever joins it would get as well."""
-    roles = roles_of(settings, database(connection))
+    roles = roles_here(connection, settings)
     if shared := shared_elsewhere(connection, settings.database_schema, roles):
         found = "; ".join(f"{role} has rights in {place}" for role, place in shared)
         return Finding(check="roles", ok=False, found=found, remedy="give each schema its own DATABASE_ROLE_PREFIX")
@@ -196,8 +204,14 @@ def mirrors(connection: Connection, settings: Settings) -> Finding:
     name = "mirrors"
     try:
         with db.create_redis(settings) as client:
-            seen = status(connection.engine, client)
-    except (HeliosError, RedisError, OSError, ValueError, TypeError):
+            # The bucket that is the furthest behind speaks for all.
+            seen = max(
+                statuses(connection.engine, client),
+                key=lambda each: math.inf if each.lag_seconds is None else each.lag_seconds,
+            )
+    except SchemaError as error:
+        return Finding(check=name, ok=False, found=str(error), remedy="as it says")
+    except (HeliosError, *UNREACHED, ValueError, TypeError):
         return Finding(check=name, ok=True, found="not looked at, for Redis does not answer")
     if seen.lag_seconds is not None and seen.lag_seconds <= MOST_LAG:
         found = f"a relay leads, {seen.lag_seconds:.1f} s behind at most; {waiting(seen)}; helios mirror check compares"
@@ -224,7 +238,11 @@ def leftovers(connection: Connection, _settings: Settings) -> Finding:
     tables = subject_of().metadata
     rows = list(Rows(connection, tables, links_of(tables)).find())
     suspects = f"{len(rows)} rows look like test data (helios orphans)" if rows else "no row looks like test data"
-    if dead := undo.dead(connection):
+    try:
+        dead = undo.dead(connection)
+    except SchemaError as error:
+        return Finding(check="leftovers", ok=False, found=str(error), remedy="as it says")
+    if dead:
         found = f"{len(dead)} test runs died and left what they wrote; {suspects}"
         return Finding(check="leftovers", ok=False, found=found, remedy="helios sweep")
     return Finding(check="leftovers", ok=True, found=f"no dead test run; {suspects}")
@@ -242,12 +260,48 @@ def sizes(connection: Connection, settings: Settings) -> Finding:
     )
 
 
+def standby(connection: Connection, settings: Settings) -> Finding:
+    """DATABASE_READ_URL leads to a standby of this database, which replays what is written."""
+    engine = db.create_engine(replace(settings, database_url=settings.database_read_url), poolclass=NullPool)
+    try:
+        with engine.connect() as there:
+            found, remedy = look_at_standby(connection, there)
+    except DBAPIError as error:
+        found = db.hide(" ".join(str(error.orig).split()), engine.url)
+        remedy = "check DATABASE_READ_URL, and that the server runs and lets this login in"
+    instead = "; the primary is read instead" if remedy else ""
+    return Finding(check="standby", ok=not remedy, found=f"{masked(engine.url)} {found}{instead}", remedy=remedy)
+
+
+def look_at_standby(primary: Connection, there: Connection) -> tuple[str, str]:
+    """Say what a standby is like, and what to do where sessions will not read from it."""
+    written, began = primary.execute(WRITTEN).one(), time.monotonic()
+    replayed = there.execute(REPLAYED).one_or_none()
+    if replayed is None:
+        return "is no standby, for it takes writes itself", "name a hot standby in DATABASE_READ_URL, or unset it"
+    if (replayed.server, database(there)) != (written.server, database(primary)):
+        return "is a standby of another server or database", "name one of DATABASE_URL's in DATABASE_READ_URL"
+    if replayed.timeline != written.timeline:
+        found = f"follows timeline {replayed.timeline}, and the primary writes {written.timeline}"
+        return found, "have it follow this primary: pg_rewind, or make it anew by pg_basebackup"
+    while replayed.position < written.position and time.monotonic() < began + CATCHES_UP:
+        time.sleep(0.02)
+        replayed = there.execute(REPLAYED).one()
+    if replayed.position >= written.position:
+        return f"had all that was written after {time.monotonic() - began:.1f} s", ""
+    found = f"lacks {size(written.position - replayed.position)} of what was written {CATCHES_UP:g} s ago"
+    if there.scalar(PAUSED):
+        return f"{found}: its replay is paused", "SELECT pg_wal_replay_resume() there, as a superuser"
+    return found, "look at pg_stat_replication on the primary, and at the standby's log"
+
+
 def redis_answers(settings: Settings) -> Finding:
     """Redis answers, and evicts nothing."""
     try:
         with db.create_redis(settings) as client:
-            info = client.info()
-            policy = info.get("maxmemory_policy", "unknown")  # asked so, because managed servers refuse CONFIG
+            infos = [node.info() for node in nodes_of(client)]
+            info = next((each for each in infos if policy_of(each) != "noeviction"), infos[0])
+            policy = policy_of(info)
     except HeliosError as error:
         return Finding(
             check="Redis",
@@ -255,14 +309,20 @@ def redis_answers(settings: Settings) -> Finding:
             found=str(error),
             remedy="check REDIS_URL" if settings.redis_url else "helios up, or set REDIS_URL",
         )
-    except (RedisError, ValueError, TypeError) as error:  # redis-py reads the URL's parameters only here
+    except (*UNREACHED, ValueError, TypeError) as error:  # redis-py reads the URL's parameters only here
         found = db.hide(str(error), db.redis_url(settings))
         return Finding(check="Redis", ok=False, found=found, remedy="check REDIS_URL, and that the server runs")
     version = info.get("valkey_version", info.get("redis_version"))
     if policy != "noeviction":
         remedy = "CONFIG SET maxmemory-policy noeviction"
         return Finding(check="Redis", ok=False, found=f"{version}, which evicts keys ({policy})", remedy=remedy)
-    return Finding(check="Redis", ok=True, found=f"{version}, evicts nothing")
+    many = f" on {len(infos)} masters" if len(infos) > 1 else ""
+    return Finding(check="Redis", ok=True, found=f"{version}{many}, evicts nothing")
+
+
+def policy_of(info: Mapping[str, Any]) -> str:
+    """Tell what a Redis evicts; of INFO, because managed servers refuse CONFIG."""
+    return str(info.get("maxmemory_policy", "unknown"))
 
 
 def database(connection: Connection) -> str:

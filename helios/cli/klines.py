@@ -13,7 +13,7 @@ from helios.cli import charts
 from helios.cli.convert import convert
 from helios.cli.instruments import Moment, exchange_option, market_option, the_instrument
 from helios.cli.load import INTERVALS, load
-from helios.cli.output import json_option, out, show, talk
+from helios.cli.output import json_option, out, say, show
 from helios.cli.retain import retain_klines
 from helios.models import Interval
 from helios.settings import Settings
@@ -97,7 +97,7 @@ def show_candles(  # noqa: PLR0913 - a parameter for each option
     """
     drawn = png is not None or (sys.stdout.isatty() and not (table or as_json))
     if drawn and png is None and not charts.installed("plotext"):
-        talk().print("a table, because drawing needs plotext: install the extra helios[charts]")
+        say("a table, because drawing needs plotext: install the extra helios[charts]")
         drawn = False
     if last is None and since is None:
         last = 100 if drawn else 10
@@ -112,7 +112,7 @@ def show_candles(  # noqa: PLR0913 - a parameter for each option
         show([shown(row) for row in candles], as_json=as_json, nothing=nothing, right=tuple(SHOWN[1:]))
     elif png is not None:
         charts.as_png(candles, of, name, png)
-        talk().print(f"{len(candles):,} candles drawn into {png}", soft_wrap=True)
+        say(f"{len(candles):,} candles drawn into {png}")
     else:
         size = out().size
         picture = charts.in_terminal(candles, of, name, width=size.width, height=min(size.height - 3, 40))

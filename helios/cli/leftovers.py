@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from helios.cli.output import json_option, show, talk
+from helios.cli.output import json_option, say, show
 from helios.testing import orphans as looking
 from helios.testing.subject import subject_of
 from helios.testing.sweeping import sweep as undo_dead_runs
@@ -54,9 +54,9 @@ def orphans(metadata: str, *, delete: bool, yes: bool, as_json: bool) -> int:
         return 1 if found else 0
     with looking.deleting(subject, doomed) as deletion:
         counts = ", ".join(f"{count} of {name}" for name, count in deletion.counts.items())
-        talk().print(f"deleted {counts}; spared: {len(found) - len(doomed)}")
+        say(f"deleted {counts}; spared: {len(found) - len(doomed)}")
         deletion.confirmed = yes or click.confirm("leave it so? (else all of it comes back)", err=True)
-    talk().print("deleted" if deletion.confirmed else "everything is back")
+    say("deleted" if deletion.confirmed else "everything is back")
     return 0 if deletion.confirmed and len(doomed) == len(found) else 1
 
 

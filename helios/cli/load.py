@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from sqlalchemy import Engine
 
 from helios import backfill, db
 from helios.backfill.source import checked_exchange, checked_symbol
-from helios.cli.output import json_option, show, talk
+from helios.cli.output import json_option, say, show, talk
 from helios.errors import InputError
 from helios.models import Interval, Market
 from helios.schema import migrations
@@ -170,11 +169,6 @@ def files_in(folder: Path) -> list[Path]:
 def pass_by(error: OSError) -> None:
     """Say that a folder inside a folder cannot be looked into."""
     say(f"passed by: {error.filename} cannot be read ({error.strerror})")
-
-
-def say(line: str, console: Console | None = None) -> None:
-    """Print one line on stderr as it is: names of files and symbols may hold what rich takes for markup."""
-    (console or talk()).print(line, soft_wrap=True, markup=False, emoji=False)
 
 
 def summary(report: backfill.Report) -> dict[str, object]:

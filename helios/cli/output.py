@@ -24,13 +24,18 @@ def talk() -> Console:
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
+def say(line: str, console: Console | None = None) -> None:
+    """Print one line of talk, as it is and however long."""
+    (console or talk()).print(line, soft_wrap=True)
+
+
 def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, nothing: str, right: Iterable[str] = ()) -> None:
     """Print rows as a table or as JSON; `right` names columns to align right, `nothing` is said when there are none."""
     if as_json:
         click.echo(json.dumps(rows, default=plain, indent=2))
         return
     if not rows:
-        talk().print(nothing)
+        say(nothing)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in rows[0]:

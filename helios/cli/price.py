@@ -7,8 +7,8 @@ from redis import Redis
 
 from helios import db, queries, servers
 from helios.cli.instruments import exchange_option, market_option, the_instrument
-from helios.cli.output import json_option, show, talk
-from helios.errors import StaleError
+from helios.cli.output import json_option, say, show
+from helios.errors import StaleError, UnreachableError
 from helios.settings import Settings
 
 
@@ -30,11 +30,11 @@ def price(symbol: str, *, exchange: str | None, market: str | None, max_lag: flo
     youngest = None if max_lag is None else timedelta(seconds=max_lag)
     with db.connect(db.create_engine(settings)) as connection:
         instrument = the_instrument(connection, symbol, exchange, market)
-        live = queries.Live(mirror_client(settings))
-        try:
-            found = live.price(connection, (instrument.exchange, instrument.market, symbol), max_lag=youngest)
-        except StaleError:
-            found = queries.current_price(connection, instrument.id)
+        with queries.Live(mirror_client(settings)) as live:
+            try:
+                found = live.price(connection, (instrument.exchange, instrument.market, symbol), max_lag=youngest)
+            except StaleError:
+                found = queries.current_price(connection, instrument.id)
     stale = youngest is not None and found.age > youngest
     row = {
         "exchange": instrument.exchange,
@@ -50,11 +50,14 @@ def price(symbol: str, *, exchange: str | None, market: str | None, max_lag: flo
     }
     show([row], as_json=as_json, nothing="", right=("price", "bid", "ask", "age_seconds"))
     if stale:
-        talk().print(f"helios: {symbol} is older than {max_lag:g} s: check that the feed runs", soft_wrap=True)
+        say(f"helios: {symbol} is older than {max_lag:g} s: check that the feed runs")
     return 1 if stale else 0
 
 
 def mirror_client(settings: Settings) -> Redis | None:
     """Make a client of the Redis that is set, or of the embedded one if it runs: none is started for a price."""
     runs = settings.redis_url or any(each.running and "postgres" not in each.name for each in servers.status(settings))
-    return db.create_redis(settings) if runs else None
+    try:
+        return db.create_redis(settings) if runs else None
+    except UnreachableError:  # of a Redis Cluster; where a single Redis is down, the reader finds out
+        return None

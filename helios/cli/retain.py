@@ -5,7 +5,7 @@ import sys
 import click
 
 from helios import db, retention
-from helios.cli.output import json_option, show, talk
+from helios.cli.output import json_option, say, show
 from helios.errors import InputError
 from helios.schema import migrations
 from helios.settings import Settings
@@ -54,15 +54,15 @@ def carry_out(policy: retention.Policy, *, apply_it: bool, yes: bool, as_json: b
         plan = retention.plan(connection, policy)
     if not apply_it:
         show_plan(plan, as_json=as_json)
-        talk().print(summary(plan), soft_wrap=True)
+        say(summary(plan))
         return
     if not as_json:
         show_plan(plan, as_json=False)
-    talk().print(summary(plan), soft_wrap=True)
+    say(summary(plan))
     gone = []
     if not plan.empty and (yes or confirmed()):
         for each in retention.apply(settings, plan):
-            talk().print(f"removed {each.what}: {each.rows:,} rows", soft_wrap=True)
+            say(f"removed {each.what}: {each.rows:,} rows")
             gone.append({"removed": each.what, "rows": each.rows})
     if as_json:
         show(gone, as_json=True, nothing="")
@@ -79,7 +79,7 @@ def confirmed() -> bool:
         raise InputError("--apply removes data for good, and there is no terminal to confirm it on: say --yes")
     agreed = click.confirm("Remove this for good?", err=True)
     if not agreed:
-        talk().print("nothing was removed")
+        say("nothing was removed")
     return agreed
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import click
 
 from helios import servers
-from helios.cli.output import json_option, show, talk
+from helios.cli.output import json_option, say, show
 from helios.settings import Settings
 
 
@@ -25,9 +25,7 @@ def down(*, now: bool, as_json: bool) -> None:
     for each in found:
         if each.running:
             users = ", ".join(str(pid) for pid in each.users or ()) or "programs of other users"
-            talk().print(
-                f"{each.name} is still used, by {users}: it ends with the last of them, or by helios down --now"
-            )
+            say(f"{each.name} is still used, by {users}: it ends with the last of them, or by helios down --now")
     report(found, as_json=as_json)
 
 

@@ -13,9 +13,9 @@ from helios.db.engines import (
     create_migration_engine,
     create_redis,
     create_session_factory,
+    create_unlabelled_redis,
     database_url,
     direct_settings,
-    hide,
     migration_url,
     reaching,
     redis_args,
@@ -30,6 +30,7 @@ from helios.db.standby import (
     create_read_engine,
     create_read_session_factory,
 )
+from helios.settings import hide
 
 __all__ = [
     "ReadSession",
@@ -46,6 +47,7 @@ __all__ = [
     "create_read_session_factory",
     "create_redis",
     "create_session_factory",
+    "create_unlabelled_redis",
     "database_url",
     "direct_settings",
     "hide",

@@ -7,27 +7,31 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from psycopg2 import sql
+from psycopg2 import errorcodes, sql
 from sqlalchemy import URL, Connection, Engine, NullPool, event
 from sqlalchemy import create_engine as create_sqlalchemy_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from helios import label, servers
+from helios.db import clusters
 from helios.db.outages import code_of, leave_standbys
 from helios.db.pooler import REFUSED, pooled, stay_direct, told
 from helios.errors import HeliosError, PoolerError, RightsError, SchemaError, UnreachableError
 from helios.label import engines
-from helios.settings import SECRET_PARAMETERS, Settings, masked
+from helios.settings import Settings, hide, masked
 
 if TYPE_CHECKING:
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-SHORTEST_HIDDEN = 4
-INSUFFICIENT_PRIVILEGE = "42501"
-ABSENT = ("3F000", "42P01", "42703", "42883")  # no such schema, table, column, function
+ABSENT = (
+    errorcodes.INVALID_SCHEMA_NAME,
+    errorcodes.UNDEFINED_TABLE,
+    errorcodes.UNDEFINED_COLUMN,
+    errorcodes.UNDEFINED_FUNCTION,
+)
 KEEPALIVE = {
     "keepalives_idle": 30,
     "keepalives_interval": 10,
@@ -172,20 +176,41 @@ def direct_settings(settings: Settings, what: str) -> Settings:
 def create_redis(settings: Settings | None = None) -> "Redis":
     """Make a Redis client; answers are bytes. While the process is labelled, what it writes can be undone.
 
+    Of a Redis Cluster it is a RedisCluster, which has the same commands; it connects at once.
+
     Raises:
         LabelError: this process is production's, and yet labelled.
+        UnreachableError: no node of a Redis Cluster answers.
 
     """
     from helios.label.clients import RecordedRedis  # noqa: PLC0415 - a tenth of a second that only its users pay
 
     settings = settings or Settings.from_environment()
-    url = redis_url(settings).render_as_string(hide_password=False)
-    client: RecordedRedis = RecordedRedis.from_url(url, **redis_args(settings))  # type: ignore[assignment] # its own class
+    url = redis_url(settings)
+    if clusters.is_cluster(url):
+        return clusters.create_redis(settings, url, redis_args(settings))
+    whole = url.render_as_string(hide_password=False)
+    client: RecordedRedis = RecordedRedis.from_url(whole, **redis_args(settings))  # type: ignore[assignment] # its own class
     return client.believing(settings.helios_environment)
 
 
+def create_unlabelled_redis(settings: Settings) -> "Redis":
+    """Make a client that records nothing, whatever the process belongs to: the testing kit's own.
+
+    Raises:
+        UnreachableError: no node of a Redis Cluster answers.
+
+    """
+    from redis import Redis  # noqa: PLC0415 - a tenth of a second that only its users pay
+
+    url = redis_url(settings)
+    if clusters.is_cluster(url):
+        return clusters.create_unlabelled_redis(url, redis_args(settings))
+    return Redis.from_url(url.render_as_string(hide_password=False), **redis_args(settings))
+
+
 def create_async_redis(settings: Settings | None = None) -> "AsyncRedis":
-    """Make an asynchronous Redis client; everything else is as `create_redis` says.
+    """Make an asynchronous Redis client; everything else is as `create_redis` says, but that none connects yet.
 
     Raises:
         LabelError: this process is production's, and yet labelled.
@@ -194,8 +219,11 @@ def create_async_redis(settings: Settings | None = None) -> "AsyncRedis":
     from helios.label.async_clients import AsyncRecordedRedis  # noqa: PLC0415 - a tenth of a second that only its users pay
 
     settings = settings or Settings.from_environment()
-    url = redis_url(settings).render_as_string(hide_password=False)
-    client: AsyncRecordedRedis = AsyncRecordedRedis.from_url(url, **redis_args(settings))  # type: ignore[assignment] # too
+    url = redis_url(settings)
+    if clusters.is_cluster(url):
+        return clusters.create_async_redis(settings, url, redis_args(settings))
+    whole = url.render_as_string(hide_password=False)
+    client: AsyncRecordedRedis = AsyncRecordedRedis.from_url(whole, **redis_args(settings))  # type: ignore[assignment] # too
     return client.believing(settings.helios_environment)
 
 
@@ -262,7 +290,7 @@ def reaching(url: URL) -> Iterator[None]:
                 f"{masked(url)} leads through a pooler that takes no settings of a session ({said}): unset "
                 "DATABASE_STATEMENT_TIMEOUT and PGOPTIONS, and let `ALTER ROLE ... SET statement_timeout` say it"
             ) from None
-        if code == INSUFFICIENT_PRIVILEGE:
+        if code == errorcodes.INSUFFICIENT_PRIVILEGE:
             raise RightsError(
                 f"{said}; let this login join the group role that may, as the README tells, "
                 "or see `helios grants` where a role itself lacks it"
@@ -275,16 +303,6 @@ def reaching(url: URL) -> Iterator[None]:
                 "check DATABASE_URL, and that the server runs and lets this login in"
             ) from None
         raise
-
-
-def hide(message: str, url: URL) -> str:
-    """Take every password of a URL out of a message."""
-    secrets = [url.password, *(value for name, value in url.query.items() if name.lower() in SECRET_PARAMETERS)]
-    for secret in secrets:
-        # a shorter one stands in many a word, and its mask would tell it
-        if isinstance(secret, str) and len(secret) >= SHORTEST_HIDDEN:
-            message = message.replace(secret, "***")
-    return message
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from helios.db.engines import reaching
-from helios.db.outages import ROLLED_BACK, code_of, lost
+from helios.db.outages import ROLLED_BACK, code_of, login_refused, lost
 from helios.errors import UncertainError
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def with_retries(
     """Do work in a transaction, commit it, and do all of it anew, in a new session, where that is safe.
 
     Repeated are serialization failures, deadlocks, and connections that were lost, could not be made, or lead to a
-    primary that is a standby now, before the commit was sent. Everything else is raised as it is, but for a wrong
-    password, which nothing tells from a server that is down.
+    primary that is a standby now, before the commit was sent. Everything else is raised at once. So is a login that is
+    refused, but where `lc_messages` has the server say so in another language than English.
 
     Args:
         factory: makes the sessions.
@@ -52,7 +52,7 @@ def with_retries(
 
     Raises:
         UncertainError: the answer to the commit was lost, and the work is not idempotent.
-        UnreachableError: the server was gone for longer than `patience`.
+        UnreachableError: the server was gone for longer than `patience`, or lets this login not in.
 
     """
     attempts = Attempts(idempotent, time.monotonic() + patience.total_seconds())
@@ -75,7 +75,7 @@ async def with_async_retries(
 
     Raises:
         UncertainError: the answer to the commit was lost, and the work is not idempotent.
-        UnreachableError: the server was gone for longer than `patience`.
+        UnreachableError: the server was gone for longer than `patience`, or lets this login not in.
 
     """
     attempts = Attempts(idempotent, time.monotonic() + patience.total_seconds())
@@ -103,7 +103,7 @@ class Attempts:
 
         Raises:
             UncertainError: the answer to the commit was lost, and the work is not idempotent.
-            UnreachableError: the server is gone, and patience is at its end.
+            UnreachableError: the server is gone, and patience is at its end; or it lets this login not in.
             DBAPIError: anything else went wrong.
 
         """
@@ -115,7 +115,7 @@ class Attempts:
                 "the connection was lost while a commit was under way, so whether it counts is not known: look whether "
                 "the rows are there before you repeat it, or say idempotent=True where repeating does no harm"
             ) from error
-        if time.monotonic() > self.deadline:
+        if login_refused(error) or time.monotonic() > self.deadline:
             with reaching(self.url):
                 raise error
 

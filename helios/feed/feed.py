@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
+from psycopg2 import errorcodes as codes
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
-from helios.db.outages import lost
+from helios.db.outages import ROLLED_BACK, code_of, login_refused, lost
 from helios.errors import InputError
 from helios.feed.market import VanishedError
 from helios.feed.recording import Known, Recorder, Taken
@@ -27,11 +28,18 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 ATTEMPTS = 10
-# What another attempt may overcome, for every write here may be repeated: serialization failure, deadlock, lock
-# timeout, a row that another session made first, and one that it deleted (what is remembered here is then forgotten).
-PASSING = frozenset({"40001", "40P01", "55P03", "23505", "23503"})
-# What the tables do not take: a failed check, a number or a text beyond what can be stored.
-REFUSED = frozenset({"23514", "22003", "22008", "22021"})
+# What another attempt may overcome, for every write here may be repeated. A row that another session deleted is
+# remembered here no more by then.
+PASSING = frozenset({*ROLLED_BACK, codes.LOCK_NOT_AVAILABLE, codes.UNIQUE_VIOLATION, codes.FOREIGN_KEY_VIOLATION})
+# What the tables do not take.
+REFUSED = frozenset(
+    {
+        codes.CHECK_VIOLATION,
+        codes.NUMERIC_VALUE_OUT_OF_RANGE,
+        codes.DATETIME_FIELD_OVERFLOW,
+        codes.CHARACTER_NOT_IN_REPERTOIRE,
+    }
+)
 
 
 class Factory(Protocol):
@@ -45,8 +53,8 @@ class Feed:
 
     Args:
         factory: a session factory or an engine; each call is one transaction of it.
-        redis: of the Redis that holds the mirrors: candles that still run are told there (`Live.klines`). Without it
-            they are ignored.
+        redis: of the Redis that holds the mirrors: candles that still run are told there (`Live.klines`), by
+            connections of its own that `close()` or a `with` block gives up. Without it they are ignored.
         options: `exchange`, its name in lower case (binance); `market` of all messages (spot); `account`, a name, made
             with the first message about it and not needed for market data (main); `symbols`, the exchange's own symbol
             for ccxt's unified ones, where Binance's rule does not do.
@@ -58,6 +66,19 @@ class Feed:
         self.running = None if redis is None else RunningCandles(redis)
         self.recorder = Recorder(**options)
         self._known = Known()
+
+    def __enter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections to Redis; those to PostgreSQL are the factory's."""
+        if self.running is not None:
+            cast("Redis", self.running.client).close()
 
     def take(
         self,
@@ -124,7 +145,10 @@ class Feed:
 
 
 class AsyncFeed:
-    """A Feed on asynchronous sessions; options and reading are the same, and so are the statements."""
+    """A Feed on asynchronous sessions; options and reading are the same, and so are the statements.
+
+    What `Feed.close()` gives up, `aclose()` or an `async with` block does here.
+    """
 
     def __init__(
         self,
@@ -137,6 +161,19 @@ class AsyncFeed:
         self.running = None if redis is None else RunningCandles(redis)
         self.recorder = Recorder(**options)
         self._known = Known()
+
+    async def __aenter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        """Close."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections to Redis."""
+        if self.running is not None:
+            await cast("AsyncRedis", self.running.client).aclose()
 
     async def take(
         self,
@@ -195,7 +232,7 @@ def give_up_unless_passing(error: DBAPIError | VanishedError, attempt: int) -> N
         DBAPIError: anything else went wrong.
 
     """
-    code = "23503" if isinstance(error, VanishedError) else code_of(error)
+    code = codes.FOREIGN_KEY_VIOLATION if isinstance(error, VanishedError) else meaning(error)
     if code in REFUSED and isinstance(error, DBAPIError):
         said = str(error.orig).strip().partition("\n")[0]
         raise InputError(f"the tables do not take what a message says: {said}; nothing was written") from None
@@ -205,14 +242,14 @@ def give_up_unless_passing(error: DBAPIError | VanishedError, attempt: int) -> N
 
 def gone(error: DBAPIError | VanishedError) -> bool:
     """Tell whether the connection was lost; a commit whose answer was lost may be repeated like any other."""
-    return isinstance(error, DBAPIError) and lost(error)
+    return isinstance(error, DBAPIError) and lost(error) and not login_refused(error)
 
 
-def code_of(error: DBAPIError) -> str:
-    """Find PostgreSQL's code of an error, in psycopg2 and psycopg 3."""
-    code = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlstate", None) or ""
+def meaning(error: DBAPIError) -> str:
+    """Find PostgreSQL's code of an error; that of a partition which somebody dropped is that of a row that is gone."""
+    code = code_of(error.orig)
     constraint = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
-    return "23503" if code == "23514" and constraint is None else code  # a partition that somebody dropped
+    return codes.FOREIGN_KEY_VIOLATION if code == codes.CHECK_VIOLATION and constraint is None else code
 
 
 def pause(error: DBAPIError | VanishedError, attempt: int) -> float:

@@ -13,8 +13,9 @@ from sqlalchemy.dialects.postgresql import insert
 from helios.errors import HeliosError
 from helios.feed.merging import changes, first_sight, precedes
 from helios.feed.reports import FillReport, OrderReport
-from helios.feed.statements import Writer, table_of
+from helios.feed.statements import Writer
 from helios.models import Fill, Order, PositionSide, Side
+from helios.queries.query import table_of
 
 FILL_VALUES = ("price", "quantity", "quote_quantity", "fee", "fee_asset", "is_maker", "filled_at")
 OrderRow = dict[str, Any]

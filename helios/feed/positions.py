@@ -17,8 +17,9 @@ from sqlalchemy.dialects.postgresql import insert
 from helios.errors import HeliosError
 from helios.feed.orders import Holding, Outcome
 from helios.feed.reports import FillReport
-from helios.feed.statements import Writer, table_of
+from helios.feed.statements import Writer
 from helios.models import Fill, Market, Order, Position, Side
+from helios.queries.query import table_of
 
 # Older than any trade, and what PostgreSQL can store.
 LONG_AGO = datetime(1, 1, 2, tzinfo=UTC)

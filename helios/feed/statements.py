@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, cast
 
-from sqlalchemy import Connection, CursorResult, Table, text
+from sqlalchemy import Connection, CursorResult, text
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.compiler import IdentifierPreparer
 
 from helios.models import Base
+from helios.queries.query import table_of
 
 Writer = Session | Connection
 
@@ -17,11 +18,6 @@ def preparer(writer: Writer) -> IdentifierPreparer:
     """Find who quotes names for this connection."""
     bind = writer.get_bind() if isinstance(writer, Session) else writer
     return bind.dialect.identifier_preparer
-
-
-def table_of(model: type[Base]) -> Table:
-    """Give a model's table."""
-    return cast("Table", model.__table__)  # typed as FromClause
 
 
 def quoted(writer: Writer, model: type[Base]) -> str:

@@ -9,10 +9,12 @@ from enum import StrEnum
 from functools import partial
 from typing import TypeVar
 
+from psycopg2.errorcodes import SERIALIZATION_FAILURE
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from helios import db
+from helios.db.outages import code_of
 from helios.errors import SchemaError
 from helios.growing import swapping
 from helios.growing.ground import run
@@ -21,14 +23,13 @@ from helios.growing.planning import Plan, plan
 from helios.growing.work import AT_ONCE, CHANGES, Batch, Work
 from helios.layout import Layout
 from helios.schema import preparation
-from helios.schema.roles import roles_of
+from helios.schema.roles import roles_here
 from helios.settings import Settings
 
 Result = TypeVar("Result")
 log = logging.getLogger("helios.growing")
 FEW = 200  # changes that are taken over under the lock: some milliseconds each at worst
 TRIES, LOOKS = 20, 3  # at a batch, of which so many without stopping who writes to shards
-SERIALIZATION_FAILURE = "40001"
 # To each worker: Citus changes tables, functions and rows in one transaction no other way.
 ONE_CONNECTION = "SET LOCAL citus.multi_shard_modify_mode TO 'sequential'"
 THEN = "let that end, then convert again, which goes on where this ended"
@@ -68,7 +69,7 @@ def convert(settings: Settings, wanted: Plan) -> Iterator[Progress]:
         current = plan(connection, schema, wanted.to, wanted.chunk)  # somebody else may have converted meanwhile
         with engine.connect() as held:  # one for all batches
             yield from Conversion(engine, held, quoted, current, wait).run()
-        roles = roles_of(settings, str(connection.scalar(text("SELECT current_database()"))))
+        roles = roles_here(connection, settings)
         preparation.finish(login, schema, roles, wait)
 
 
@@ -219,7 +220,7 @@ class Conversion:
             with self.engine.begin() as connection:
                 self.place.compress(connection, chunk)
         except DBAPIError as error:
-            if getattr(error.orig, "pgcode", None) != SERIALIZATION_FAILURE:
+            if code_of(error.orig) != SERIALIZATION_FAILURE:
                 raise
             log.info("%s is being written to: it is compressed when this is run again", chunk)
 

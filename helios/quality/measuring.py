@@ -17,7 +17,6 @@ from helios.models import (
     Kline,
     Market,
     Order,
-    OrderStatus,
     QualitySubject,
     Ticker,
 )
@@ -32,12 +31,12 @@ from helios.quality.judging import (
     judge_ticker,
 )
 from helios.queries import series_present, sharded
+from helios.queries.orders import UNRESOLVED_STATUSES
 from helios.queries.query import shards
 
 Reader = Session | Connection
 MONDAY = datetime(1970, 1, 5, tzinfo=UTC)  # weeks begin here, and so does every shorter interval
 MONTH = timedelta(days=30)  # how long a month counts when the age of its candle is judged
-UNANSWERED = (OrderStatus.PENDING_NEW, OrderStatus.PENDING_CANCEL, OrderStatus.UNKNOWN)
 SILENT = (InstrumentStatus.HALT, InstrumentStatus.CLOSED, InstrumentStatus.PRE_TRADING)
 
 
@@ -261,7 +260,7 @@ def measure_orders(
         DataQualityMetric.measured_at < until,
     )
     changed_at = func.coalesce(Order.updated_at, Order.submitted_at)
-    unresolved = select(func.count()).where(Order.status.in_(UNANSWERED), changed_at < late)
+    unresolved = select(func.count()).where(Order.status.in_(UNRESOLVED_STATUSES), changed_at < late)
     row = reader.execute(
         select(
             submitted.select_from(Order).scalar_subquery().label("orders"),

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from psycopg2.errorcodes import OBJECT_NOT_IN_PREREQUISITE_STATE
 from sqlalchemy import Connection, Delete, Engine, Row, delete, select, text
 from sqlalchemy.exc import DBAPIError
 
 from helios import db
+from helios.db.outages import code_of
 from helios.errors import SchemaError
 from helios.models import KlineFile, Order, OrderHistory
 from helios.models.orders import OPEN_STATUSES
@@ -32,7 +34,6 @@ from helios.settings import Settings
 Result = TypeVar("Result")
 log = logging.getLogger("helios.retention")
 BATCH = 5_000  # rows of a transaction: some ten milliseconds, in which nobody waits for long
-NOT_IN_STATE = "55000"  # another partition of the same parent is detaching: PostgreSQL allows one at a time
 THEN = "let that end, then retain again, which goes on where this ended"
 COMMENT = text("""
     SELECT format('COMMENT ON TABLE %I.%I IS %L',
@@ -121,7 +122,7 @@ class Work:
             try:
                 run(connection, f"{self.detaching(part)} {how}")
             except DBAPIError as error:
-                if getattr(error.orig, "pgcode", None) != NOT_IN_STATE:
+                if code_of(error.orig) != OBJECT_NOT_IN_PREREQUISITE_STATE:  # another one of the same parent detaches
                     raise
                 said = str(error.orig).partition("\n")[0]
                 raise SchemaError(f"{part.name} cannot be detached: {said}; finish that, then retain again") from None

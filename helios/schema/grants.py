@@ -28,7 +28,7 @@ MONITORED = (
 )
 MIRRORED = ("alembic_version", "instruments", "accounts", "tickers", "klines", "orders", "positions", "mirror_outbox")
 CALLABLE = ("join_orders", "make_kline_partition", "tell_klines")  # of writers; all else is called by triggers
-RELAYING = ("empty_mirror_outbox",)  # what the relay of the mirrors may call
+RELAYING = ("empty_mirror_outbox", "spread_mirrors")  # what the relay of the mirrors may call
 # what all who read klines may call, where they are shards of Citus
 READING = ("newest_klines", "kline_series", "await_klines")
 

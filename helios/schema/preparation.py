@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from psycopg2.errorcodes import DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from helios.errors import RightsError, SchemaError
 from helios.schema import grants
-from helios.schema.roles import Roles, roles_of, shared_elsewhere
+from helios.schema.roles import Roles, roles_here, shared_elsewhere
 from helios.settings import Settings
 
 Result = TypeVar("Result")
@@ -60,7 +61,6 @@ HOLDERS = text("""
     )
 """)
 LOG = text("SELECT to_regclass(format('%I._runs', CAST(:log AS text)))::text")
-LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def migrator(connection: Connection, schema: str) -> str | None:
 def owner_role(login: Engine, settings: Settings) -> str | None:
     """Name the role that owns the tables, where the login may become it; None stays the login."""
     with login.connect() as connection:
-        roles = roles_of(settings, str(connection.scalar(text("SELECT current_database()"))))
+        roles = roles_here(connection, settings)
         names = {"owner": roles.owner, "schema": settings.database_schema}
         return roles.owner if connection.scalar(OWNED, names) else None
 

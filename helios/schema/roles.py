@@ -45,6 +45,11 @@ def roles_of(settings: Settings, database: str) -> Roles:
     )
 
 
+def roles_here(connection: Connection, settings: Settings) -> Roles:
+    """Name the roles of the schema in the connected database."""
+    return roles_of(settings, str(connection.scalar(text("SELECT current_database()::text"))))
+
+
 def role_name(prefix: str, kind: str) -> str:
     """Join prefix and kind in at most 63 bytes; what does not fit is replaced by a hash of the whole prefix."""
     name = f"{prefix}_{kind}"

@@ -21,7 +21,6 @@ from helios.settings import Settings
 SURE = 3  # looks
 KINDS = ("postgres", "valkey", "redis")
 
-Server = Postgres | Valkey
 Joined = TypeVar("Joined", Postgres, Valkey)
 _joined: dict[Path, Postgres | Valkey] = {}
 

@@ -9,29 +9,27 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 from sqlalchemy import Connection, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from helios import db, servers
 from helios.errors import HeliosError, UnreachableError
 from helios.label.images import RUNS
-from helios.mirrors import LostError, Place, Relay
+from helios.mirrors import LostError, Place, Relays
 from helios.models import Ticker
 from helios.schema.preparation import open_runs
 from helios.testing import redis_log, undo
 from helios.testing.audit import Unattributed
 from helios.testing.audit.keys import RedisAudit
 from helios.testing.audit.rows import PostgresAudit
+from helios.testing.redis_log.places import servers_of
 from helios.testing.undo import Change
+from helios.testing.undo.place import IDENTITY
 
 if TYPE_CHECKING:
     from helios.testing.subject import Subject
 
-IDENTITY = text("""
-    SELECT (SELECT system_identifier FROM pg_control_system()) || '/'
-           || (SELECT oid FROM pg_database WHERE datname = current_database())
-""")
 TRIES = 100
 SHOWN = 4  # tables or keys named in a line
 DATABASE = text("SELECT current_database()::text")
@@ -55,7 +53,7 @@ class Halves:
     owner: str
     place: Place  # of the mirrors: what the relay writes is its own business, and it sets that right by itself
     patience: float  # seconds to wait for a transaction that is still open
-    relay: Relay | None = None
+    relay: Relays | None = None
     rows: PostgresAudit | None = None
     keys: RedisAudit | None = None
 
@@ -111,9 +109,9 @@ class Halves:
             return
         for last in (False, True):  # a server that was restarted meanwhile, or another relay that led, costs one try
             try:
-                if self.redis.exists(self.place.token):
+                if any(self.redis.exists(self.place.of(each.bucket).token) for each in self.relay.every()):
                     self.relay.drain()
-            except (psycopg2.Error, RedisError, LostError, OSError) as error:
+            except (psycopg2.Error, RedisError, RedisClusterException, LostError, OSError) as error:
                 self.relay.close()
                 if last:
                     said = " ".join(str(error).split())
@@ -209,7 +207,9 @@ class Halves:
         if self.redis is not None:
             info = self.redis.info("server")
             name = "Valkey" if "valkey_version" in info else "Redis"
-            found.append(f"{name} {info.get('valkey_version', info.get('redis_version'))}")
+            masters = len(servers_of(self.redis))
+            nodes = f", {masters} masters of a cluster" if masters > 1 else ""
+            found.append(f"{name} {info.get('valkey_version', info.get('redis_version'))}{nodes}")
         return found
 
 
@@ -231,7 +231,7 @@ def joined(subject: Subject, connection: Connection) -> Iterator[Halves]:
     place = Place(str(connection.scalar(DATABASE)), subject.schema)
     halves = Halves(connection, client, owner, place, subject.settings.helios_undo_patience)
     if client is not None and subject.helios and subject.schema == Ticker.__table__.schema:
-        halves.relay = Relay(connection.engine, client)
+        halves.relay = Relays(connection.engine, client)
     try:
         yield halves
     finally:
@@ -248,9 +248,8 @@ def plain_client(subject: Subject) -> Redis | None:
     settings = subject.settings
     if settings.redis_url is None and not (subject.helios and embedded(subject)):
         return None
-    url = db.redis_url(settings).render_as_string(hide_password=False)
     with reaching_redis():
-        client = Redis.from_url(url, **db.redis_args(settings))
+        client = db.create_unlabelled_redis(settings)
         client.ping()
     return client
 
@@ -274,5 +273,5 @@ def reaching_redis() -> Iterator[None]:
     """
     try:
         yield
-    except RedisError as error:
+    except (RedisError, RedisClusterException) as error:
         raise UnreachableError(f"Redis said: {error}; check REDIS_URL, and that the server runs") from None

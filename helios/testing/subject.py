@@ -115,7 +115,7 @@ class Subject:
 
     def __str__(self) -> str:
         """Name the schema and the server, without any password."""
-        url = self.settings.database_url and self.settings.database_url.set(drivername="postgresql")
+        url = self.settings.database_url
         tables = "" if self.helios else f"{len(self.metadata.tables)} tables in "
         return f"{tables}schema {self.schema} of {masked(url) if url else 'the embedded PostgreSQL'}"
 

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from psycopg2.errorcodes import DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from helios.db.outages import code_of
 from helios.errors import HeliosError
 
 Result = TypeVar("Result")
-LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
 DEADLOCKS = 5  # with other runs, in a row
 QUICK = 0.5  # seconds of waiting before somebody looks who blocks
 
@@ -29,11 +30,6 @@ BLOCKERS = text("""
 """)
 
 
-def code_of(error: DBAPIError) -> str | None:
-    """Give PostgreSQL's code of an error."""
-    return getattr(error.orig, "pgcode", None)
-
-
 def patiently(connection: Connection, patience: float, what: str, action: Callable[[float], Result]) -> Result:
     """Do something that waits for locks for as many seconds as it is told, again after a deadlock.
 
@@ -48,7 +44,7 @@ def patiently(connection: Connection, patience: float, what: str, action: Callab
             try:
                 return action(quick or patience)
             except DBAPIError as error:
-                code = code_of(error)
+                code = code_of(error.orig)
                 if code == LOCK_NOT_AVAILABLE and quick:
                     quick = 0.0  # now with somebody who looks who it is
                 elif code == LOCK_NOT_AVAILABLE:

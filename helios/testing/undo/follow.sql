@@ -89,7 +89,7 @@ LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
     INSERT INTO _tables (rel, name, log, plan, columns, keys, equals, fixed, attributes, shape, signs,
                          referenced, plain)
-    SELECT c.oid, format('%I.%I', n.nspname, c.relname),
+    SELECT c.oid, _table_name(c.oid),
            coalesce(old.log, _name_for(c.oid, '')), coalesce(old.plan, _name_for(c.oid, ' plan')),
            (SELECT array_agg(name ORDER BY number) FROM _columns_of(c.oid)),
            k.names, k.equals,
@@ -97,8 +97,7 @@ BEGIN
            _attributes_of(c.oid), _shape_of(c.oid), _signs_of(c.oid),
            EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = c.oid),
            false
-    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    LEFT JOIN _tables AS old ON old.rel = c.oid
+    FROM pg_class AS c LEFT JOIN _tables AS old ON old.rel = c.oid
     CROSS JOIN LATERAL (
         SELECT array_agg(attname::text ORDER BY place) AS names, array_agg(equal ORDER BY place) AS equals
         FROM pg_index CROSS JOIN LATERAL _index_parts(indexrelid) AS part
@@ -257,8 +256,7 @@ CREATE OR REPLACE FUNCTION _set_triggers(root oid, table_oid oid, stamped boolea
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     here CONSTANT text := quote_ident(current_schema());
-    named CONSTANT text := (SELECT format('%I.%I', nspname, relname) FROM pg_class
-                            JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE pg_class.oid = table_oid);
+    named CONSTANT text := _table_name(table_oid);
     labelled CONSTANT text := 'pg_catalog.current_setting(''helios.test_run'', true) OPERATOR(pg_catalog.<>) ''''';
     undoing CONSTANT text := 'pg_catalog.current_setting(''helios.undoing'', true) OPERATOR(pg_catalog.<>) ''''';
     long_way CONSTANT text := replace(undoing, '<>) ''''', '=) ''long''');

@@ -11,7 +11,18 @@ from helios.errors import HeliosError, RightsError, SchemaError
 from helios.layout import version_of
 from helios.schema.environment import refuse_production
 from helios.testing.undo.blocking import patiently
-from helios.testing.undo.place import REMEMBERED, log_of, present, quoted, run, transaction
+from helios.testing.undo.place import (
+    COMMENT,
+    IDENTITY,
+    OF,
+    REMEMBERED,
+    log_of,
+    present,
+    quoted,
+    refuse_copied,
+    run,
+    transaction,
+)
 
 PARTS = ("registry.sql", "follow.sql", "steps.sql", "undo.sql")
 FORGOTTEN = ("alembic_version",)  # written by migrations, which no test run undoes
@@ -51,7 +62,6 @@ OWNER = text("""
 """)
 OWNS = text("SELECT pg_has_role(CAST(:role AS name), CAST(:owner AS name), 'USAGE')")
 USABLE = text("SELECT has_schema_privilege(to_regnamespace(quote_ident(:log))::oid, 'USAGE')")
-VERSION = text("SELECT obj_description(to_regnamespace(quote_ident(:log)), 'pg_namespace')")
 DONE = """
     SELECT tables.rel FROM {log}._tables AS tables
     WHERE tables.rel = ANY (%(wanted)s) AND tables.shape = {log}._shape_of(tables.rel)
@@ -140,14 +150,17 @@ def sources() -> list[str]:
     return [(files("helios.testing.undo") / each).read_text() for each in PARTS]
 
 
-def version() -> str:
-    """Tell which SQL made the log."""
-    return "helios undo log " + hashlib.sha256("".join(sources()).encode()).hexdigest()[:12]
+def version(connection: Connection) -> str:
+    """Tell which SQL made the log, and in which database: in a copy it knows other tables and transactions."""
+    made_by = hashlib.sha256("".join(sources()).encode()).hexdigest()[:12]
+    return f"helios undo log {made_by}{OF}{connection.scalar(IDENTITY)}"
 
 
 def up_to_date(connection: Connection, log: str, found: Sequence[Row[Any]]) -> bool:
     """Look without a lock whether all is there."""
-    if connection.scalar(VERSION, {"log": log}) != version() or not connection.scalar(USABLE, {"log": log}):
+    if connection.scalar(COMMENT, {"log": log}) != version(connection):
+        return False
+    if not connection.scalar(USABLE, {"log": log}):
         return False
     statement = DONE.format(log=quoted(connection, log).replace("%", "%%"))
     wanted = [row.oid for row in found]
@@ -164,7 +177,7 @@ def follow(connection: Connection, schema: str, log: str, found: Sequence[Row[An
         )
         become_owner(connection, schema, log, found)
         run(connection, f"SET LOCAL search_path TO {quoted(connection, log)}, pg_temp")
-        if connection.scalar(VERSION, {"log": log}) != version():
+        if connection.scalar(COMMENT, {"log": log}) != version(connection):
             make_functions(connection, log)
         forget_dropped(connection)
         for row in found:
@@ -206,14 +219,15 @@ def become_owner(connection: Connection, schema: str, log: str, found: Sequence[
 
 
 def make_functions(connection: Connection, log: str) -> None:
-    """Make what all tables share, anew where another version of Helios made it.
+    """Make what all tables share, anew where another version of Helios or another database made it.
 
     Raises:
-        SchemaError: runs of the other version are not undone yet.
+        SchemaError: runs of the other version are not undone yet, or cannot be undone in this database.
 
     """
     if present(connection, log):
         if connection.scalar(text("SELECT count(*) FROM _runs")):
+            refuse_copied(connection, log)
             raise SchemaError(
                 f"schema {log!r} was made by another version of Helios and holds runs that are not undone: "
                 "let them end, or run `helios sweep` with that version first"
@@ -223,7 +237,7 @@ def make_functions(connection: Connection, log: str) -> None:
     run(connection, "SET LOCAL check_function_bodies TO off")  # they name each other
     for each in sources():
         run(connection, each)
-    run(connection, f"COMMENT ON SCHEMA {quoted(connection, log)} IS '{version()}'")
+    run(connection, f"COMMENT ON SCHEMA {quoted(connection, log)} IS '{version(connection)}'")
 
 
 def remove_objects(connection: Connection, log: str) -> None:

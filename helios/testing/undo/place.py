@@ -8,11 +8,17 @@ from typing import Any
 from psycopg2.extensions import quote_ident
 from sqlalchemy import Connection, CursorResult, text
 
-from helios.errors import HeliosError
+from helios.errors import HeliosError, SchemaError
 
 LONGEST_NAME = 63  # bytes
 CURRENT = text("SELECT current_schema()")
 PRESENT = text("SELECT to_regclass(format('%I._runs', CAST(:log AS text))) IS NOT NULL")
+IDENTITY = text("""
+    SELECT (SELECT system_identifier FROM pg_control_system()) || '/'
+           || (SELECT oid FROM pg_database WHERE datname = current_database())
+""")
+COMMENT = text("SELECT obj_description(to_regnamespace(quote_ident(:log)), 'pg_namespace')")
+OF = " of database "  # what in the comment of a log's schema stands before the identity of its database
 REMEMBERED = "helios undo log"  # in connection.info, which lives as long as the driver's connection
 
 
@@ -37,6 +43,21 @@ def log_on(connection: Connection, schema: str | None = None) -> str:
 def present(connection: Connection, log: str) -> bool:
     """Tell whether the log is installed."""
     return bool(connection.scalar(PRESENT, {"log": log}))
+
+
+def refuse_copied(connection: Connection, log: str) -> None:
+    """Refuse to work with the images of a log that was copied from another database: it had other transactions.
+
+    Raises:
+        SchemaError: the log says that it is another database's; the message says what to do.
+
+    """
+    _, copied, identity = str(connection.scalar(COMMENT, {"log": log})).partition(OF)
+    if copied and identity != connection.scalar(IDENTITY):
+        raise SchemaError(
+            f"schema {log!r} was copied from another database, with test runs that nothing can undo here: look for "
+            f"what they wrote with `helios orphans`, and run: DROP SCHEMA {quoted(connection, log)} CASCADE;"
+        )
 
 
 def quoted(connection: Connection, name: str) -> str:

@@ -1,16 +1,16 @@
 -- What the log knows beside the images: its runs, the tables it follows, and who writes on behalf of a run.
 -- Run with search_path set to the log's schema, then pg_temp; each function keeps that path as its own.
 
-CREATE TABLE IF NOT EXISTS _runs (
+CREATE TABLE _runs (
     id bigint PRIMARY KEY,
     began timestamptz NOT NULL DEFAULT now(),
     closed boolean NOT NULL DEFAULT false
 );
 COMMENT ON TABLE _runs IS 'Test runs that may have written something; one whose advisory lock is free is dead';
 
-CREATE SEQUENCE IF NOT EXISTS _steps;
+CREATE SEQUENCE _steps;
 
-CREATE TABLE IF NOT EXISTS _undos (
+CREATE TABLE _undos (
     run bigint NOT NULL,
     step bigint NOT NULL DEFAULT nextval('_steps'),
     xact xid8 NOT NULL DEFAULT pg_current_xact_id(),
@@ -18,11 +18,11 @@ CREATE TABLE IF NOT EXISTS _undos (
     inherited xid[] NOT NULL DEFAULT '{}',  -- what marks rows that undos of runs restored which handed keys over to this
     PRIMARY KEY (run, step)
 );
-CREATE INDEX IF NOT EXISTS _undos_xact ON _undos (xact);
+CREATE INDEX _undos_xact ON _undos (xact);
 COMMENT ON TABLE _undos IS
     'Undos, which write on behalf of a run: the xmin of a row here is the xmin of the rows that undo restored';
 
-CREATE TABLE IF NOT EXISTS _tables (
+CREATE TABLE _tables (
     rel oid PRIMARY KEY,
     name text NOT NULL,            -- quoted, with its schema
     log text NOT NULL,             -- the table of its images, quoted, with its schema
@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS _tables (
 );
 
 -- What has to hold between the tables when an undo is over: functions that take out of its plan what would break it.
-CREATE TABLE IF NOT EXISTS _checks (name text PRIMARY KEY, rel oid NOT NULL, other oid NOT NULL);
+CREATE TABLE _checks (name text PRIMARY KEY, rel oid NOT NULL, other oid NOT NULL);
 
 -- What is asked often is written in plpgsql, which plans a query once in a session; PostgreSQL before 18 plans an SQL
 -- function in each call.

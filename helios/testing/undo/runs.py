@@ -4,12 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from psycopg2.errorcodes import LOCK_NOT_AVAILABLE, UNIQUE_VIOLATION
 from sqlalchemy import Connection, CursorResult
 from sqlalchemy.exc import DBAPIError
 
+from helios.db.outages import code_of
 from helios.errors import HeliosError
-from helios.testing.undo.blocking import code_of, patiently
-from helios.testing.undo.place import log_on, present, quoted
+from helios.testing.undo.blocking import patiently
+from helios.testing.undo.place import log_on, present, quoted, refuse_copied
 from helios.testing.undo.place import run as run_sql
 
 PATIENCE = 30.0  # seconds
@@ -35,7 +37,7 @@ def begin(connection: Connection, run: int, *, schema: str | None = None) -> Non
     try:
         call(connection, schema, "begin_run", run)
     except DBAPIError as error:
-        if code_of(error) in ("55P03", "23505"):
+        if code_of(error.orig) in (LOCK_NOT_AVAILABLE, UNIQUE_VIOLATION):
             raise HeliosError(f"test run {run} has begun already: begin another, or undo and close this one") from None
         raise
 
@@ -115,11 +117,19 @@ def transactions(connection: Connection, run: int, since: int = 0, *, schema: st
 
 
 def listed(connection: Connection, schema: str | None, statement: str) -> list[int]:
-    """Ask the log for numbers; one that is not installed has none."""
+    """Ask the log for numbers of runs; one that is not installed has none.
+
+    Raises:
+        SchemaError: the log was copied from another database, where these runs were.
+
+    """
     log = log_on(connection, schema)
     if not present(connection, log):
         return []
-    return [int(each) for each in run_sql(connection, statement.format(log=quoted(connection, log))).scalars()]
+    found = [int(each) for each in run_sql(connection, statement.format(log=quoted(connection, log))).scalars()]
+    if found:
+        refuse_copied(connection, log)
+    return found
 
 
 def call(connection: Connection, schema: str | None, function: str, *values: object) -> CursorResult[*tuple[Any, ...]]:

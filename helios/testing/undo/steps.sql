@@ -9,29 +9,19 @@
 -- and insert its image, because another row needs its unique value first; K keep what is there, somebody else's; - nothing.
 
 CREATE OR REPLACE FUNCTION _make_step(name text, statement text) RETURNS void
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
-BEGIN
-    EXECUTE format(
-        'CREATE OR REPLACE FUNCTION %I(bigint[], bigint, xid[], boolean) RETURNS bigint LANGUAGE plpgsql '
-        'SET search_path FROM CURRENT AS %L',
-        name, format($body$
-#variable_conflict use_column
-DECLARE
-    helios_count bigint;
-BEGIN
-    IF $4 THEN
-        EXECUTE %1$L USING $1, $2, $3;
-    ELSE
-        %1$s;
-    END IF;
-    GET DIAGNOSTICS helios_count = ROW_COUNT;
-    RETURN helios_count;
-END $body$, statement));
-END
+LANGUAGE sql SET search_path FROM CURRENT AS $$
+    SELECT _make_function(name, format('EXECUTE %L USING $1, $2, $3; GET DIAGNOSTICS helios_count = ROW_COUNT', statement),
+                          format('%s; GET DIAGNOSTICS helios_count = ROW_COUNT', statement))
 $$;
 
--- The same for a query of one number.
+-- The same for a query of one number, which is that of its result; a loop takes also one that is written WITH an UPDATE.
 CREATE OR REPLACE FUNCTION _make_count(name text, query text) RETURNS void
+LANGUAGE sql SET search_path FROM CURRENT AS $$
+    SELECT _make_function(name, format('EXECUTE %L INTO helios_count USING $1, $2, $3', query),
+                          format('FOR helios_count IN %s LOOP END LOOP', query))
+$$;
+
+CREATE OR REPLACE FUNCTION _make_function(name text, of_many text, of_few text) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
     EXECUTE format(
@@ -43,12 +33,12 @@ DECLARE
     helios_count bigint;
 BEGIN
     IF $4 THEN
-        EXECUTE %1$L INTO helios_count USING $1, $2, $3;
+        %s;
     ELSE
-        FOR helios_count IN %1$s LOOP END LOOP;  -- takes also what is written WITH an UPDATE
+        %s;
     END IF;
     RETURN helios_count;
-END $body$, query));
+END $body$, of_many, of_few));
 END
 $$;
 
@@ -78,8 +68,7 @@ BEGIN
             WHERE %4$s AND %5$s AND l.helios_was <> ALL ($3) AND t.xmin = ANY ($3)
             RETURNING record_image_eq(ROW(%6$s), ROW(%7$s)) AS helios_exact)
         SELECT count(*) FILTER (WHERE helios_exact) FROM helios_reverted
-    $sql$, t.name, _each((SELECT array_agg(name ORDER BY place) FROM unnest(t.columns) WITH ORDINALITY AS c (name, place)
-                          WHERE name <> ALL (t.fixed)), '%s = l.%s'),
+    $sql$, t.name, _assignments(t),
         t.log, entries, same_tl, _image(t.rel, 't'), _each(t.columns, 'l.%s')));
     PERFORM _make_step('_forget_' || t.rel, format('DELETE FROM %s AS l WHERE %s', t.log, entries));
 
@@ -163,6 +152,13 @@ BEGIN
 END
 $$;
 
+-- What an UPDATE sets to go back to an image: the key too, for two that are equal need not be the same, as 1.0 and 1.00.
+CREATE OR REPLACE FUNCTION _assignments(t _tables) RETURNS text
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT _each(array_agg(name ORDER BY place), '%s = l.%s')
+    FROM unnest(t.columns) WITH ORDINALITY AS c (name, place) WHERE name <> ALL (t.fixed)
+$$;
+
 -- The last word on a row that an undo writes: triggers of the product that stamp it have had theirs.
 CREATE OR REPLACE FUNCTION _make_exact(t _tables) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
@@ -228,14 +224,19 @@ BEGIN
 END
 $$;
 
--- A row that is to go, or whose value is to go, while a row that stays refers to it.
+-- A row that is to go, or whose value is to go, while a row that stays refers to it, or the image of one that is to come
+-- back: a neighbour wrote it, below a row of the runs. So this is asked before _check_children(), which would give it up.
 CREATE OR REPLACE FUNCTION _check_parents(link oid) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     f pg_constraint;
     parent _tables; child _tables;
     other_columns boolean;
-    leaves text; stays text := '';
+    leaves text; stays text := ''; coming text; filled text[];
+    refusal CONSTANT text := $sql$
+        UPDATE %1$s AS p SET helios_act = 'K', helios_why = %2$L FROM %3$s AS t, %7$s
+        WHERE p.helios_act IN ('D', 'U', 'X') AND %4$s AND %5$s AND %6$s%8$s
+    $sql$;
 BEGIN
     SELECT * INTO f FROM pg_constraint WHERE oid = link;
     SELECT * INTO parent FROM _tables WHERE rel = f.confrelid;
@@ -262,11 +263,16 @@ BEGIN
                         'AND NOT coalesce(%s, false)))', child.plan, child.log,
                         _same(child.keys, child.equals, 'pc', 'c'), _refers(link, 'i', 't'));
     END IF;
-    PERFORM _add_check('_parents_' || link, f.confrelid, f.conrelid, format($sql$
-        UPDATE %1$s AS p SET helios_act = 'K', helios_why = %2$L FROM %3$s AS t, %4$s AS c
-        WHERE p.helios_act IN ('D', 'U', 'X') AND %5$s AND %6$s AND %7$s%8$s
-    $sql$, parent.plan, 'referenced from ' || f.conrelid::regclass, parent.name, _table_name(f.conrelid),
-        _same(parent.keys, parent.equals, 't', 'p'), _refers(link, 'c', 't'), leaves, stays));
+    filled := ARRAY[parent.plan, 'referenced from ' || f.conrelid::regclass, parent.name,
+        _same(parent.keys, parent.equals, 't', 'p'), _refers(link, 'c', 't'), leaves];
+    PERFORM _add_check('_foreign_1_' || link, f.confrelid, f.conrelid,
+                       format(refusal, VARIADIC filled || ARRAY[_table_name(f.conrelid) || ' AS c', stays]));
+    IF child.rel IS NOT NULL THEN
+        coming := format('%s AS c JOIN %s AS pc ON pc.helios_image = c.helios_step AND %s', child.log, child.plan,
+                         _same(child.keys, child.equals, 'pc', 'c'));
+        PERFORM _add_check('_foreign_1_images_' || link, f.confrelid, f.conrelid, format(refusal,
+            VARIADIC filled || ARRAY[coming, ' AND pc.helios_act IN (''I'', ''U'', ''X'')']));
+    END IF;
 END
 $$;
 
@@ -299,7 +305,7 @@ BEGIN
                          'WHERE pp.helios_act IN (''I'', ''U'', ''X'') AND %s)', parent.plan, parent.log,
                          _refers(link, 'i', 'b'));
     END IF;
-    PERFORM _add_check('_children_' || link, f.conrelid, f.confrelid, format($sql$
+    PERFORM _add_check('_foreign_2_' || link, f.conrelid, f.confrelid, format($sql$
         UPDATE %1$s AS p SET helios_act = 'K', helios_why = %2$L FROM %3$s AS i
         WHERE p.helios_act IN ('I', 'U', 'X') AND i.helios_step = p.helios_image AND %4$s AND %5$s
           AND NOT EXISTS (SELECT FROM %6$s AS t WHERE %7$s%8$s)%9$s

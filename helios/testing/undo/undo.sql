@@ -3,14 +3,8 @@
 -- Errors of its own: HU001 says that somebody changed a row meanwhile, or that the short way does not do: it is tried
 -- again, the long way.
 
-DO $$
-BEGIN
-    CREATE TYPE _change AS (rel text, what text, count bigint, why text);
-    CREATE TYPE _entries AS (rel oid, kind "char", entries bigint, own xid[]);
-EXCEPTION WHEN duplicate_object THEN
-    NULL;
-END
-$$;
+CREATE TYPE _change AS (rel text, what text, count bigint, why text);
+CREATE TYPE _entries AS (rel oid, kind "char", entries bigint, own xid[]);
 
 -- Give what was undone, a row for each table and kind: deleted, restored, or kept with the reason.
 CREATE OR REPLACE FUNCTION undo_runs(runs bigint[], since bigint, patience integer) RETURNS SETOF _change
@@ -132,7 +126,8 @@ END
 $$;
 
 -- Tables into which the runs only inserted: their rows are deleted, children first. Those in which they only updated, no
--- row twice: each goes back to its image. Gives the tables that it left, because somebody else has touched their rows, or a foreign key or trigger would carry the deletion on.
+-- row twice: each goes back to its image. Gives the tables that it left, because somebody else has touched their rows, or
+-- a foreign key or trigger would carry the deletion on.
 CREATE OR REPLACE FUNCTION _short_way(
     runs bigint[], since bigint, own xid[], many boolean, most boolean, written _entries[],
     OUT changes _change[], OUT left_to oid[])
@@ -363,15 +358,12 @@ LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
                   'RETURNING 1', t.name, t.plan, _same(t.keys, t.equals, 't', 'p'))
 $$;
 
--- The key is set too: two that are equal need not be the same, as 1.0 and 1.00.
 CREATE OR REPLACE FUNCTION _update(t _tables) RETURNS text
 LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     SELECT format('UPDATE %s AS t SET %s FROM %s AS p, %s AS l WHERE p.helios_act = ''U'' '
                   'AND l.helios_step = p.helios_image AND %s AND %s AND t.xmin = ANY ($1) '
                   'AND (SELECT rows FROM removed) >= 0 RETURNING record_image_eq(ROW(%s), ROW(%s)) AS exact', t.name,
-                  _each((SELECT array_agg(name ORDER BY place) FROM unnest(t.columns) WITH ORDINALITY AS c (name, place)
-                         WHERE name <> ALL (t.fixed)), '%s = l.%s'),
-                  t.plan, t.log, _same(t.keys, t.equals, 't', 'p'), _same(t.keys, t.equals, 'l', 'p'),
+                  _assignments(t), t.plan, t.log, _same(t.keys, t.equals, 't', 'p'), _same(t.keys, t.equals, 'l', 'p'),
                   _image(t.rel, 't'), _each(t.columns, 'l.%s'))
 $$;
 
