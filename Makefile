@@ -42,6 +42,7 @@ chaos: .venv/developing
 	@.venv/bin/python tests/chaos_undo_log.py $(RUNS)
 	@PYTHONPATH=scripts .venv/bin/python tests/chaos_mirrors.py $(ROUNDS)
 	@PYTHONPATH=scripts .venv/bin/python tests/chaos_failover.py $(ROUNDS)
+	@.venv/bin/python tests/chaos_cluster.py $(KILLS)
 
 bench: .venv/benchmarking
 	@.venv/bin/python -m benchmarks $(BENCH) $(FILES)

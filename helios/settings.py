@@ -20,6 +20,8 @@ Environment = Literal["development", "test", "production"]
 ENVIRONMENTS: tuple[Environment, ...] = ("development", "test", "production")
 RESERVED_SCHEMAS = ("public", "information_schema")
 SECRET_PARAMETERS = ("password", "sslpassword", "passfile")
+SHORTEST_HIDDEN = 4
+CLUSTER_URL = "redis+cluster://user:password@host:6379,host:6379"
 
 
 def masked(url: URL) -> str:
@@ -27,6 +29,16 @@ def masked(url: URL) -> str:
     hidden = {name: "***" for name in url.query if name.lower() in SECRET_PARAMETERS}
     plain = url.set(drivername=url.drivername.partition("+")[0])
     return plain.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def hide(message: str, url: URL) -> str:
+    """Take every password of a URL out of a message."""
+    secrets = [url.password, *(value for name, value in url.query.items() if name.lower() in SECRET_PARAMETERS)]
+    for secret in secrets:
+        # a shorter one stands in many a word, and its mask would tell it
+        if isinstance(secret, str) and len(secret) >= SHORTEST_HIDDEN:
+            message = message.replace(secret, "***")
+    return message
 
 
 def plain_name(value: str) -> str:
@@ -65,11 +77,34 @@ def postgres_url(value: str) -> URL:
 
 
 def redis_url(value: str) -> URL:
-    """Read a Redis URL: `redis://`, `rediss://` (TLS) or `unix://`."""
+    """Read a Redis URL: `redis://`, `rediss://` (TLS), `unix://`, or a Redis Cluster's."""
+    if re.match(r"[a-z]*\+cluster:", value):
+        return cluster_url(value)
     url = any_url(value, "redis://user:password@host:6379/0")
     if url.drivername not in ("redis", "rediss", "unix"):
-        raise ValueError(f"begins with {url.drivername}://: write redis://, rediss:// or unix://")
+        raise ValueError(f"begins with {url.drivername}://: write redis://, rediss://, unix:// or redis+cluster://")
     return url
+
+
+def cluster_url(value: str) -> URL:
+    """Read the URL of a Redis Cluster, which names some of its nodes; all but the first go to the parameter `host`."""
+    found = re.fullmatch(r"(rediss?\+cluster://(?:[^@/?]*@)?)([^@/?,]+)((?:,[^@/?,]+)*)([/?].*)?", value)
+    if not found:
+        raise ValueError(f"is not a URL of a Redis Cluster: write {CLUSTER_URL}, with @ : / ? in the password "
+                         "percent-encoded")  # fmt: skip
+    url = any_url(found[1] + found[2] + (found[4] or ""), CLUSTER_URL)
+    others = [*cluster_nodes(url), *found[3].split(",")[1:]]
+    if url.database not in (None, "", "0") or url.query.get("db", "0") != "0":
+        raise ValueError("names a database: a Redis Cluster has only number 0, leave it out")
+    if wrong := [each for each in others if not re.fullmatch(r"(\[[^\]]+\]|[^:\s]+)(:\d{1,5})?", each)]:
+        raise ValueError(f"names the node {wrong[0]!r}: write host:port")
+    return url.update_query_dict({"host": others}) if others else url
+
+
+def cluster_nodes(url: URL) -> list[str]:
+    """Give the nodes of a Redis Cluster's URL but the first, as host:port."""
+    others = url.query.get("host", ())
+    return [others] if isinstance(others, str) else list(others)
 
 
 def environment_name(value: str) -> Environment:

@@ -238,7 +238,7 @@ def repaired(subject: Subject) -> list[str]:
 def is_mirrored(subject: Subject) -> bool:
     """Tell whether Redis holds mirrors; where not, a key says so, and after a kill the next run takes them out."""
     with subject.direct() as connection, joined(subject, connection) as halves:
-        return halves.redis is not None and bool(halves.redis.exists(halves.place.token))
+        return halves.redis is not None and any(halves.redis.scan_iter(halves.place.pattern, count=1000))
 
 
 def pipeline(scene: Scene, report: Report) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import urllib.request
 from collections.abc import Iterator
 
@@ -13,8 +14,6 @@ from server_user import until
 from sqlalchemy import URL
 
 from helios import mirrors
-
-PORT = 39187
 
 
 @pytest.fixture(scope="module")
@@ -63,23 +62,25 @@ def test_check_says_so_where_no_relay_runs(scene):
     [("status", ["mirror_state"]), ("check", ["mirror_points"]), ("rebuild", ["mirror_state", "mirror_points"])],
 )
 def test_rows_that_were_lost_are_put_back_as_it_says(command, tables, scene):
-    """A dump without them was restored: one sentence, whose SQL brings the mirrors back."""
+    """A dump without them was restored: one sentence, whose command brings the mirrors back."""
     scene.relay.close()
     scene.run(*(f"TRUNCATE {SCHEMA}.{each}" for each in tables))
     _, talk = finish(start("helios.cli", "mirror", command, env=scene.env), expected=1)
     assert 1 == len(talk.splitlines())
-    said = re.fullmatch("helios: .* where the mirrors stand: run as its owner: (.*); and then `helios (.*)`\n", talk)
-    scene.run(*said.group(1).split("; "))
-    finish(start("helios.cli", *said.group(2).split(), env=scene.env))
+    said = re.search("has lost a row: run `helios (.*?)`", talk)
+    finish(start("helios.cli", *said.group(1).split(), env=scene.env))
+    finish(start("helios.cli", "mirror", "rebuild", env=scene.env))
     assert "0 differences" in finish(start("helios.cli", "mirror", "check", env=scene.env))[1]
 
 
 def test_a_relay_runs_serves_metrics_and_stops_on_sigterm(scene):
     """It ends cleanly, with exit status 0 and without a word."""
-    process = start("helios.cli", "mirror", "run", "--metrics-port", str(PORT), env=scene.env)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    process = start("helios.cli", "mirror", "run", "--metrics-port", str(port), env=scene.env)
     scene.run(f"UPDATE {SCHEMA}.tickers SET last_price = 2")
     until(lambda: "2" == scene.ticker()["last_price"])
-    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics") as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         told = answer.read().decode()
     assert "helios_mirror_batches_total 1\n" in told
     process.send_signal(signal.SIGTERM)

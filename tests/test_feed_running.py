@@ -144,7 +144,7 @@ def test_a_running_candle_of_another_form_or_server_is_not_misread(feed, client,
     """It says whose it is, as the heartbeat does of all the rest."""
     with monkeypatch.context() as patch:
         if other == "another form":
-            patch.setattr(values, "FORM", "2 200")
+            patch.setattr(values, "FORM", "99 200")
         else:
             patch.setattr(values, "voucher", lambda _: "42 1 200")
             patch.setattr("helios.mirrors.reading.voucher", lambda _: "42 1 200")

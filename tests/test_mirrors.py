@@ -261,6 +261,29 @@ def test_a_renamed_account_takes_its_hashes_along(scene):
     assert (None, None) == (scene.hash("orders"), scene.hash("orders", "renamed"))
 
 
+def test_rows_of_several_accounts_that_alternate_in_their_table(scene):
+    """Each account's orders and positions stand whole in its hash, however the planner joins them."""
+    scene.run(
+        f"INSERT INTO {SCHEMA}.accounts (exchange, market, name) VALUES ('binance', 'spot', 'other')",
+        f"INSERT INTO {SCHEMA}.instruments (exchange, market, symbol) "
+        "SELECT 'x', 'um', n::text FROM generate_series(1, 400) AS n",
+        f"""INSERT INTO {SCHEMA}.orders
+                (id, account_id, instrument_id, client_order_id, side, type, status, submitted_at)
+            SELECT gen_random_uuid(), 1 + n % 2, 1, 'o' || n, 'BUY', 'LIMIT', 'NEW', now()
+            FROM generate_series(1, 400) AS n""",
+        f"INSERT INTO {SCHEMA}.positions (account_id, instrument_id, event_at) "
+        f"SELECT 1 + n % 2, n, {NOW} FROM generate_series(1, 400) AS n",
+        *(f"ANALYZE {SCHEMA}.{table}" for table in ("accounts", "orders", "positions")),
+    )
+    scene.relay.rebuild("asked for")
+    sizes = [len(scene.hash(table, name)) for table in ("orders", "positions") for name in ("main", "other")]
+    assert [200] * 4 == sizes
+    scene.run(f"UPDATE {SCHEMA}.accounts SET name = name || '2'")
+    scene.step()
+    sizes = [len(scene.hash(table, name)) for table in ("orders", "positions") for name in ("main2", "other2")]
+    assert [200] * 4 == sizes
+
+
 @pytest.mark.parametrize("part", ["klines", "klines_1m", "klines_1m_2025"])
 def test_candles_inserted_into_any_part_are_told_once(scene, part):
     """A statement fires the triggers of the table that it names, which tell the series, whichever part that is."""
@@ -345,9 +368,10 @@ def test_lost_and_altered_keys_are_found_and_written_again(scene):
     scene.client.delete(scene.key("ticker", "binance", "spot", "BTC:USDT"))
     scene.client.set(scene.key("klines", "binance", "spot", "BTC:USDT", "1m"), "nonsense")
     scene.client.set(scene.key("ticker", "binance", "spot", "NOBODY"), "nonsense")
+    scene.client.delete(scene.key("orders", "binance", "main"))
     found = mirrors.check(scene.relay)
-    assert ["ghost", "missing", "stale"] == sorted(each.kind for each in found.differences)
-    assert 3 == scene.audit()
+    assert ["ghost", "missing", "missing", "stale"] == sorted(each.kind for each in found.differences)
+    assert 4 == scene.audit()
     assert () == mirrors.check(scene.relay).differences
     assert 0 == scene.audit()
 
@@ -373,6 +397,17 @@ def test_the_audit_goes_through_everything_whatever_the_size_of_its_slices(scene
         assert len(lost) == scene.audit(least)
         assert () == mirrors.check(scene.relay).differences
     assert scene.relay.counts.audits == 1
+
+
+def test_a_slice_of_the_audit_grows_step_by_step_and_shrinks_at_once(scene):
+    """To twice the last while there is time, to a thousand things at most; to its least where one took too long."""
+    audit = auditing.Audit(scene.relay)
+    walk = audit.walks[0]
+    sizes = []
+    for took in (0.001, 0.001, 0.001, 0.001, 0.1):
+        audit.adapt(walk, took)
+        sizes.append(audit.sizes[walk])
+    assert [400, 800, 1000, 1000, 200] == sizes
 
 
 @pytest.mark.parametrize("way", ["ids", "names"])

@@ -166,7 +166,7 @@ def test_a_relay_killed_between_redis_and_postgresql_costs_a_rebuild(scene):
 
 def test_a_stuck_leader_is_replaced(scene, monkeypatch):
     """A transaction that does nothing for long is ended by the server, and another relay leads."""
-    monkeypatch.setattr(source, "LEAD_OR_NOT", source.statement(source.LEAD, idle="'1s'", skip="SKIP LOCKED"))
+    monkeypatch.setattr(source, "PREPARE", source.PREPARE.replace(f"'{source.LONGEST_IDLE}s'", "'1s'"))
     stuck, _ = scene.relay.sides()
     stuck.connection.autocommit = False
     assert stuck.one(source.LEAD_OR_NOT)
@@ -223,7 +223,7 @@ def form_of(scene: Scene, form: str) -> str:
 
 def test_a_relay_of_an_older_helios_gives_way(scene):
     """Beside a newer one it writes nothing more, and does not make all anew in turns; told to, it does."""
-    scene.run(form_of(scene, "2 50"), price(2))
+    scene.run(form_of(scene, "99 50"), price(2))
     for ask in (scene.step, lambda: mirrors.check(scene.relay)):
         with pytest.raises(mirrors.NewerError, match="end this one and run the newer version"):
             ask()
@@ -250,6 +250,13 @@ def test_an_emptied_redis_is_filled_again(scene):
     scene.step()  # the heartbeat finds out
     assert scene.step()
     assert "1" == scene.ticker()["last_price"]
+
+
+def test_a_check_of_two_batches_is_none(scene):
+    """Where no relay runs, an emptied Redis is not told as a difference of every key."""
+    scene.client.flushall()
+    with pytest.raises(mirrors.BehindError, match="did not stand at the same batch"):
+        mirrors.check(scene.relay, wait=0.1)
 
 
 def test_an_old_dump_is_replaced(scene):
@@ -320,6 +327,14 @@ def test_the_outbox_is_small_while_an_old_snapshot_is_held(scene):
         sizes = (f"pg_total_relation_size('{SCHEMA}.{table}')" for table in ("mirror_outbox", "mirror_points"))
         [(size,)] = scene.ask(f"SELECT {' + '.join(sizes)}")
         assert size < 200_000
+
+
+def test_an_outbox_in_which_much_waits_is_not_emptied(scene):
+    """Carrying it over would keep writers waiting: it is emptied once that is relayed."""
+    scene.run(f"INSERT INTO {SCHEMA}.mirror_outbox (subject, key) SELECT 'ticker', '1' FROM generate_series(1, 10001)")
+    assert not scene.relay.source.one(source.EMPTY)[0]
+    assert scene.step()
+    assert scene.relay.source.one(source.EMPTY)[0]
 
 
 @pytest.mark.parametrize("began", ["after the last batch", "before the last batch"])

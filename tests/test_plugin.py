@@ -165,13 +165,21 @@ def test_every_writer_is_undone(inner):
     inner.run().assert_outcomes(passed=6)
 
 
-@pytest.mark.parametrize("how", ["raise KeyboardInterrupt", "os.kill(os.getpid(), signal.SIGTERM)"])
+@pytest.mark.parametrize(
+    "how",
+    ["raise KeyboardInterrupt", "os.kill(os.getpid(), signal.SIGTERM)", "InFinaliser(signal.SIGTERM)"],
+)
 def test_an_interrupted_run_leaves_nothing(inner, how):
-    """Ctrl-C and SIGTERM end the run in order, in the middle of a test."""
+    """Ctrl-C and SIGTERM end the run in order, in the middle of a test, also where Python drops the exception."""
     inner.pytester.makepyfile(
         f"""
         import os, signal
         from helios.models import Instrument
+
+        class InFinaliser(int):
+            def __del__(self):
+                os.kill(os.getpid(), self)
+                signal.getsignal(self)  # the handler has run by now
 
         def test_before(helios_session):
             assert signal.SIG_DFL != signal.getsignal(signal.SIGTERM)

@@ -300,7 +300,7 @@ def test_a_redis_that_is_down_costs_nothing(live, relay, own_valkey, reader, ins
         own_valkey.start()
     relay.close()
     relay.step()
-    live.aside_until = 0.0  # as if the second had passed
+    live.aside_until = dict.fromkeys(live.aside_until, 0.0)  # as if the second had passed
     assert live.price(reader, instrument).mirrored
 
 
@@ -315,7 +315,7 @@ def test_a_redis_that_is_paused_costs_its_patience_once(relay, client, own_valke
         assert not live.price(reader, instrument).mirrored
         once = time.monotonic() - began
         assert 0.05 <= once < 0.5
-        asked = live.aside_until
+        asked = dict(live.aside_until)
         assert not any(live.price(reader, instrument).mirrored for _ in range(20))
         assert asked == live.aside_until
     finally:
@@ -329,7 +329,7 @@ def test_another_servers_mirrors_are_not_read(live, relay, reader, instrument):
     assert not live.price(reader, instrument).mirrored
 
 
-@pytest.mark.parametrize("form", ["0 200", "2 200"])
+@pytest.mark.parametrize("form", ["0 200", "99 200"])
 def test_values_of_another_form_are_not_read(relay, client, reader, instrument, account, monkeypatch, form):
     """A Helios that writes values otherwise relays, older or newer: its values are not misread, PostgreSQL answers."""
     with monkeypatch.context() as patch:

@@ -10,7 +10,7 @@ from redis.connection import parse_url
 from sqlalchemy import URL
 
 from helios.errors import SettingError
-from helios.settings import Settings, default_home, masked, variable_of
+from helios.settings import Settings, cluster_nodes, default_home, masked, variable_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,6 +115,9 @@ def test_a_plain_schema_name_is_taken(name):
         ("DATABASE_STATEMENT_TIMEOUT", "soon"),
         ("REDIS_URL", "http://h"),
         ("REDIS_URL", "nonsense"),
+        ("REDIS_URL", "redis+cluster://"),
+        ("REDIS_URL", "redis+cluster://h:1/2"),
+        ("REDIS_URL", "redis+cluster://h:1,b:x"),
         ("HELIOS_ENVIRONMENT", "staging"),
     ],
 )
@@ -156,6 +159,15 @@ def test_a_redis_url_survives_reading():
         assert parse_url(url) == parse_url(read.render_as_string(hide_password=False))
 
 
+def test_a_redis_clusters_url_names_several_nodes():
+    """All nodes are kept, also when the URL that was read is written and read again; the password is not shown."""
+    settings = Settings.from_environment({"REDIS_URL": "rediss+cluster://u:s3cret@h:1,[::1]:2,k?ssl_cert_reqs=none"})
+    again = settings.redis_url.render_as_string(hide_password=False)
+    assert ["[::1]:2", "k"] == cluster_nodes(settings.redis_url)
+    assert settings == Settings.from_environment({"REDIS_URL": again})
+    assert "s3cret" not in repr(settings)
+
+
 def test_an_empty_variable_means_the_default():
     """`DATABASE_URL=` in a .env file is not a URL of nothing; only a schema is never empty."""
     assert Settings.from_environment({"DATABASE_URL": "", "REDIS_URL": " "}) == Settings.from_environment({})
@@ -195,6 +207,7 @@ def test_root_keeps_its_servers_outside_home():
         "postgresql://bot:p@se@cret@127.0.0.1:25999/trading",
         "postgresql://bot:Top%se@cret@/x@127.0.0.1/d",
         "redis://:se@cret:77@127.0.0.1/0",
+        "redis+cluster://:se@cret:77@127.0.0.1:1,h:2",
     ],
 )
 def test_a_password_that_was_not_encoded_is_not_shown(url):

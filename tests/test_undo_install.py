@@ -10,7 +10,7 @@ from installation import dump, psql, run_sql
 from sqlalchemy import URL, Column, Integer, MetaData, NullPool, Table, create_engine
 from undo_shop import SCHEMA, Run, Shop, running, shop_of, tables_of, undone
 
-from helios.errors import EnvironmentRefusedError, RightsError, SchemaError
+from helios.errors import EnvironmentRefusedError, HeliosError, RightsError, SchemaError
 from helios.schema import environment
 from helios.testing import undo
 
@@ -262,6 +262,43 @@ def test_keys_and_triggers_added_after_the_log_was_installed(shop: Shop, made: l
         neighbour.exec_driver_sql("DELETE FROM shop.juniors")
         run.undo()
     run_sql(shop.owner, "DROP FUNCTION shop.add() CASCADE")
+
+
+def test_a_trigger_added_after_the_log_was_installed(shop: Shop, made: list[str]) -> None:
+    """One that changes what is written has no say in what comes back, though columns and indexes are as they were."""
+    made.append("stamping")
+    run_sql(
+        shop.owner,
+        "CREATE TABLE shop.stamping (id integer PRIMARY KEY, v integer)",
+        "INSERT INTO shop.stamping VALUES (1, 1)",
+        f"GRANT ALL ON shop.stamping TO {shop.writer.username}",
+    )
+    install(shop, *shop.tables, named("stamping"))
+    run_sql(
+        shop.owner,
+        "CREATE FUNCTION shop.add() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.v := NEW.v + 100; RETURN NEW; END'",
+        "CREATE TRIGGER add BEFORE UPDATE ON shop.stamping FOR EACH ROW EXECUTE FUNCTION shop.add()",
+    )
+    with running(shop) as run:
+        run.write("UPDATE shop.stamping SET v = 1000")
+        assert [("stamping", "restored", 1, "")] == run.undo()
+        assert [(1, 1)] == shop.rows("SELECT * FROM shop.stamping")
+    run_sql(shop.owner, "DROP FUNCTION shop.add() CASCADE")
+
+
+@pytest.mark.parametrize("write", ["UPDATE shop.swaps SET b = 50 WHERE id = 1", "DELETE FROM shop.swaps WHERE id = 1"])
+def test_a_trigger_that_has_the_very_last_word_is_noticed(shop: Shop, write: str) -> None:
+    """What it made of a row that came back is compared with the image: nothing is done, and without it all is."""
+    run_sql(
+        shop.owner,
+        "CREATE FUNCTION shop.spoil() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.k := ''spoilt''; RETURN NEW; END'",
+        'CREATE TRIGGER "~spoil" BEFORE INSERT OR UPDATE ON shop.swaps FOR EACH ROW EXECUTE FUNCTION shop.spoil()',
+    )
+    with undone(shop) as run:
+        run.write(write)
+        with pytest.raises(HeliosError, match=r"1 rows of shop\.swaps would not be what they were"):
+            run.undo()
+        run_sql(shop.owner, "DROP FUNCTION shop.spoil() CASCADE")
 
 
 def test_a_partition_made_by_the_test(shop: Shop) -> None:

@@ -326,6 +326,54 @@ def test_a_neighbour_who_changes_a_row_while_it_is_undone(shop: Shop) -> None:
         neighbour.exec_driver_sql("UPDATE shop.swaps SET a = 1, b = 1 WHERE id = 1")
 
 
+@pytest.mark.parametrize("row", [1, 910], ids=["to be restored", "to be deleted"])
+def test_a_neighbour_who_changes_a_row_that_the_undo_has_planned_for(shop: Shop, row: int) -> None:
+    """A row of any history is the neighbour's when the undo gets to it: kept."""
+    with running(shop) as run, shop.beside() as neighbour:
+        run.write(*(["INSERT INTO shop.swaps VALUES (910, 'x', 910, 910)"] if row == 910 else []))
+        run.write(*(f"UPDATE shop.swaps SET a = {number} WHERE id = {row}" for number in (50, 51)), one=False)
+        neighbour.exec_driver_sql("BEGIN")
+        neighbour.exec_driver_sql(f"UPDATE shop.swaps SET b = 60 WHERE id = {row}")
+        found: list[object] = []
+        thread = threading.Thread(target=lambda: found.extend(run.undo()))
+        thread.start()
+        while not shop.rows("SELECT FROM pg_stat_activity WHERE query LIKE '%undo_runs%' AND wait_event_type = 'Lock'"):
+            assert thread.is_alive()
+        neighbour.exec_driver_sql("COMMIT")
+        thread.join()
+        assert [("swaps", "kept", 1, "changed by somebody else")] == found
+        assert [(51, 60)] == shop.rows("SELECT a, b FROM shop.swaps WHERE id = :row", row=row)
+        neighbour.exec_driver_sql("UPDATE shop.swaps SET a = 1, b = 1 WHERE id = 1")
+        neighbour.exec_driver_sql("DELETE FROM shop.swaps WHERE id = 910")
+
+
+def test_one_undo_at_a_time(shop: Shop) -> None:
+    """An undo waits for another's, whatever tables they are about."""
+    with running(shop) as one, running(shop) as other, shop.beside() as neighbour:
+        one.write("UPDATE shop.swaps SET a = 50 WHERE id = 1")
+        other.write("INSERT INTO shop.fleeting VALUES (910, 1)")
+        neighbour.exec_driver_sql("BEGIN; SELECT FROM shop.swaps WHERE id = 1 FOR UPDATE")
+        thread = threading.Thread(target=one.undo)
+        thread.start()
+        while not shop.rows("SELECT FROM pg_stat_activity WHERE query LIKE '%undo_runs%' AND wait_event_type = 'Lock'"):
+            assert thread.is_alive()
+        with pytest.raises(HeliosError, match=r"waited for more than 0.2 s, blocked by pid \d+ .*undo_runs"):
+            other.undo(patience=0.2)
+        neighbour.exec_driver_sql("COMMIT")
+        thread.join()
+        assert [("fleeting", "deleted", 1, "")] == other.undo()
+
+
+def test_an_undo_that_could_not_see_what_others_commit_is_refused(shop: Shop) -> None:
+    """A server that gives every transaction a snapshot of its own is told so, and nothing is done."""
+    with undone(shop) as run:
+        run.write("INSERT INTO shop.touched VALUES (706)")
+        run.connection.exec_driver_sql("SET default_transaction_isolation TO 'repeatable read'")
+        with pytest.raises(HeliosError, match="an undo needs READ COMMITTED"):
+            run.undo()
+        run.connection.exec_driver_sql("RESET default_transaction_isolation")
+
+
 def test_a_deadlock_is_tried_again(shop: Shop) -> None:
     """An undo that PostgreSQL chose as the victim of a deadlock is done once more; here a trigger says it did."""
     run_sql(

@@ -8,8 +8,9 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import URL, delete, insert, select, text, update
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import NotSupportedError
 from sqlalchemy.orm import Session
-from undo_shop import Fill, Instrument, Order, Run, Shop, shop_of, undone
+from undo_shop import Fill, Instrument, Order, Run, Shop, running, shop_of, undone
 
 LONG = "the_longest_name_that_there_is_for_tables_has_sixty_three_bytes"  # of a table, and of its key
 
@@ -241,6 +242,12 @@ SCENES: dict[str, list[str]] = {
         "TRUNCATE ticks_high",
         "INSERT INTO ticks VALUES (1010, 1, 5)",
     ],
+    "partitions: a table of them that refers, and is referred to": [
+        "INSERT INTO parents VALUES (50, 'p50'); INSERT INTO slots VALUES (50, 50), (1050, 50)",
+        "INSERT INTO pins VALUES (50, 50), (51, 1050)",
+        "UPDATE parents SET k = 'x' WHERE id = 50; UPDATE slots SET v = 1; UPDATE pins SET v = 1",
+        "DELETE FROM pins WHERE id < 3; DELETE FROM slots WHERE id IN (1, 1001)",
+    ],
     "an AFTER ROW trigger that updates its own row, inserts alone": ["INSERT INTO touched VALUES (101), (102)"],
     "an AFTER ROW trigger that updates its own row, updates alone": [
         "UPDATE touched SET v = v + 1 WHERE id < 10",
@@ -428,6 +435,20 @@ def test_other_isolation_levels_are_undone(shop: Shop, level: str) -> None:
             connection.execute(text("SELECT count(*) FROM shop.swaps"))
             connection.execute(text("UPDATE shop.swaps SET a = 50 WHERE id = 1"))
             connection.execute(text("INSERT INTO shop.instruments (symbol) VALUES ('RR')"))
+
+
+def test_a_truncate_that_could_not_be_undone_is_refused(shop: Shop) -> None:
+    """Under a snapshot of its own it would remove rows that no trigger sees; nothing is removed."""
+    with running(shop) as run, run.engine(isolation_level="REPEATABLE READ").begin() as connection:
+        with pytest.raises(NotSupportedError, match=r"TRUNCATE of shop\.klines by a test run is refused"):
+            connection.execute(text("TRUNCATE shop.klines"))
+
+
+def test_a_truncate_is_logged_once_for_each_row(shop: Shop) -> None:
+    """Also of a partitioned table, whose partitions are truncated with it."""
+    with undone(shop) as run:
+        run.write("TRUNCATE shop.ticks")
+        assert [(300,)] == shop.rows("SELECT count(*) FROM shop_undo.ticks")
 
 
 def test_replica_role_does_not_pass_by(shop: Shop) -> None:

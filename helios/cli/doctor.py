@@ -1,13 +1,14 @@
 """`helios doctor`: one page on the health of servers, schema, rights, mirrors, partitions and sums."""
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 import psycopg2
-from redis.exceptions import RedisError
 from sqlalchemy import Connection, NullPool, text
 from sqlalchemy.exc import DBAPIError
 
@@ -17,7 +18,8 @@ from helios.cli.retain import size
 from helios.db.standby import REPLAYED, WRITTEN
 from helios.errors import HeliosError, SchemaError
 from helios.layout import Layout, layout_of, size_of
-from helios.mirrors import Status, refuse_lost_rows, status
+from helios.mirrors import Status, statuses
+from helios.mirrors.nodes import UNREACHED, nodes_of
 from helios.mirrors.status import MOST
 from helios.schema import environment, grants, migrations
 from helios.schema.roles import roles_here, shared_elsewhere
@@ -197,13 +199,15 @@ def mirrors(connection: Connection, settings: Settings) -> Finding:
     """Where mirrors are used a relay leads, and nowhere does what waits for one pile up."""
     name = "mirrors"
     try:
-        refuse_lost_rows(connection)
+        with db.create_redis(settings) as client:
+            # The bucket that is the furthest behind speaks for all.
+            seen = max(
+                statuses(connection.engine, client),
+                key=lambda each: math.inf if each.lag_seconds is None else each.lag_seconds,
+            )
     except SchemaError as error:
         return Finding(check=name, ok=False, found=str(error), remedy="as it says")
-    try:
-        with db.create_redis(settings) as client:
-            seen = status(connection.engine, client)
-    except (HeliosError, RedisError, OSError, ValueError, TypeError):
+    except (HeliosError, *UNREACHED, ValueError, TypeError):
         return Finding(check=name, ok=True, found="not looked at, for Redis does not answer")
     if seen.lag_seconds is not None and seen.lag_seconds <= MOST_LAG:
         found = f"a relay leads, {seen.lag_seconds:.1f} s behind at most; {waiting(seen)}; helios mirror check compares"
@@ -291,8 +295,9 @@ def redis_answers(settings: Settings) -> Finding:
     """Redis answers, and evicts nothing."""
     try:
         with db.create_redis(settings) as client:
-            info = client.info()
-            policy = info.get("maxmemory_policy", "unknown")  # asked so, because managed servers refuse CONFIG
+            infos = [node.info() for node in nodes_of(client)]
+            info = next((each for each in infos if policy_of(each) != "noeviction"), infos[0])
+            policy = policy_of(info)
     except HeliosError as error:
         return Finding(
             check="Redis",
@@ -300,14 +305,20 @@ def redis_answers(settings: Settings) -> Finding:
             found=str(error),
             remedy="check REDIS_URL" if settings.redis_url else "helios up, or set REDIS_URL",
         )
-    except (RedisError, ValueError, TypeError) as error:  # redis-py reads the URL's parameters only here
+    except (*UNREACHED, ValueError, TypeError) as error:  # redis-py reads the URL's parameters only here
         found = db.hide(str(error), db.redis_url(settings))
         return Finding(check="Redis", ok=False, found=found, remedy="check REDIS_URL, and that the server runs")
     version = info.get("valkey_version", info.get("redis_version"))
     if policy != "noeviction":
         remedy = "CONFIG SET maxmemory-policy noeviction"
         return Finding(check="Redis", ok=False, found=f"{version}, which evicts keys ({policy})", remedy=remedy)
-    return Finding(check="Redis", ok=True, found=f"{version}, evicts nothing")
+    many = f" on {len(infos)} masters" if len(infos) > 1 else ""
+    return Finding(check="Redis", ok=True, found=f"{version}{many}, evicts nothing")
+
+
+def policy_of(info: Mapping[str, Any]) -> str:
+    """Tell what a Redis evicts; of INFO, because managed servers refuse CONFIG."""
+    return str(info.get("maxmemory_policy", "unknown"))
 
 
 def database(connection: Connection) -> str:

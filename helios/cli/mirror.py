@@ -1,5 +1,6 @@
 """`helios mirror`: the relay, and how the mirrors do."""
 
+import logging
 import signal
 import threading
 import time
@@ -11,16 +12,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import click
 import psycopg2
 from redis import Redis
-from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from helios import db, mirrors
 from helios.cli.output import json_option, say, show
 from helios.errors import HeliosError, UnreachableError
+from helios.mirrors.keys import MOST_BUCKETS
+from helios.mirrors.nodes import UNREACHED
 from helios.schema import migrations
 from helios.settings import Settings
 
+log = logging.getLogger("helios.mirrors")
 LEAST_BAD, MOST_SHOWN = 1, 20
 
 
@@ -38,9 +41,8 @@ def reaching(settings: Settings) -> Iterator[tuple[Engine, Redis]]:
         with db.reaching(engine.url):
             with engine.connect() as connection:
                 migrations.refuse_pending(connection, settings.database_schema)
-                mirrors.refuse_lost_rows(connection)
             yield engine, client
-    except (psycopg2.Error, RedisError, OSError) as error:
+    except (psycopg2.Error, *UNREACHED) as error:
         if isinstance(error, DBAPIError):
             raise
         said = db.hide(db.hide(" ".join(str(error).split()), engine.url), db.redis_url(settings))
@@ -57,21 +59,38 @@ def run(*, listen: bool, metrics_port: int | None) -> None:
     pooler, DATABASE_MIGRATION_URL is used.
     """
     settings = db.direct_settings(Settings.from_environment(), mirrors.NEEDS)
-    engine, client = db.create_engine(settings), db.create_redis(settings)
-    service = mirrors.Service(mirrors.Relay(engine, client), listen=listen)
+    stop = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, lambda *_: service.stop.set())
+        signal.signal(each, lambda *_: stop.set())
+    engine, client = db.create_engine(settings), reached(settings, stop)
+    if client is None:
+        return
+    services = mirrors.Services(mirrors.Relays(engine, client), listen=listen, stop=stop)
     if metrics_port is not None:
-        serve_metrics(service.relay, metrics_port)
-    service.run()
+        serve_metrics(services.relays, metrics_port)
+    services.run()
 
 
-def serve_metrics(relay: mirrors.Relay, port: int) -> None:
-    """Serve a relay's metrics on loopback, from a thread that ends with the process."""
+def reached(settings: Settings, stop: threading.Event) -> Redis | None:
+    """Make a client, which of a Redis Cluster connects at once: where it is down, wait; None once told to stop."""
+    said = False
+    while not stop.is_set():
+        try:
+            return db.create_redis(settings)
+        except UnreachableError as error:
+            if not said:
+                log.warning("the mirrors wait, and go on by themselves: %s", error)
+            said = True
+            stop.wait(1)
+    return None
+
+
+def serve_metrics(relays: mirrors.Relays, port: int) -> None:
+    """Serve the relays' metrics on loopback, from a thread that ends with the process."""
 
     class Metrics(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = mirrors.metrics(relay, time.monotonic()).encode()
+            body = mirrors.metrics(relays, time.monotonic()).encode()
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.send_header("Content-Length", str(len(body)))
@@ -95,11 +114,11 @@ def serve_metrics(relay: mirrors.Relay, port: int) -> None:
 def check(*, wait: float, as_json: bool) -> int:
     """Compare both sides in full, while others write; exit status 1 on any difference."""
     with reaching(Settings.from_environment()) as (engine, client):
-        relay = mirrors.Relay(engine, client)
+        relays = mirrors.Relays(engine, client)
         try:
-            found = mirrors.check(relay, wait=wait)
+            found = mirrors.check(relays, wait=wait)
         finally:
-            relay.close()
+            relays.close()
     rows = [asdict(each) for each in found.differences]
     shown = rows if as_json else [{"key": each["key"], "kind": each["kind"]} for each in rows[:MOST_SHOWN]]
     show(shown, as_json=as_json, nothing="no difference")
@@ -112,13 +131,26 @@ def check(*, wait: float, as_json: bool) -> int:
 def rebuild(*, take_over: bool) -> None:
     """Mirror everything anew; readers go to PostgreSQL meanwhile."""
     with reaching(Settings.from_environment()) as (engine, client):
-        relay = mirrors.Relay(engine, client)
+        relays = mirrors.Relays(engine, client)
         began = time.monotonic()
         try:
-            relay.rebuild("asked for", take_over=take_over)
+            relays.rebuild("asked for", take_over=take_over)
+            written = sum(each.counts.written for each in relays.every())
         finally:
-            relay.close()
-    say(f"mirrored {relay.counts.written:,} keys and fields in {time.monotonic() - began:.1f} s")
+            relays.close()
+    say(f"mirrored {written:,} keys and fields in {time.monotonic() - began:.1f} s")
+
+
+@mirror.command(epilog="Example: helios mirror buckets 16")
+@click.argument("number", type=click.IntRange(1, MOST_BUCKETS))
+def buckets(number: int) -> None:
+    """Spread the mirrors over NUMBER buckets, for a Redis Cluster; relays that run mirror everything anew.
+
+    Readers go to PostgreSQL meanwhile. What other numbers of buckets left in Redis is removed.
+    """
+    with reaching(Settings.from_environment()) as (engine, client):
+        mirrors.Relays(engine, client).spread(number)
+    say(f"the mirrors stand in {number} bucket{'s' * (number > 1)}; `helios mirror run` fills them")
 
 
 @mirror.command(epilog="Example: helios mirror status --json")
@@ -126,6 +158,6 @@ def rebuild(*, take_over: bool) -> None:
 def status(*, as_json: bool) -> int:
     """Show lag, backlog and the last rebuild; exit status 1 where no relay runs."""
     with reaching(Settings.from_environment()) as (engine, client):
-        found = mirrors.status(engine, client)
-    show([asdict(found)], as_json=as_json, nothing="")
-    return 0 if found.relayed and found.together else LEAST_BAD
+        found = mirrors.statuses(engine, client)
+    show([asdict(each) for each in found], as_json=as_json, nothing="")
+    return 0 if all(each.relayed and each.together for each in found) else LEAST_BAD

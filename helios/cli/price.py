@@ -8,7 +8,7 @@ from redis import Redis
 from helios import db, queries, servers
 from helios.cli.instruments import exchange_option, market_option, the_instrument
 from helios.cli.output import json_option, say, show
-from helios.errors import StaleError
+from helios.errors import StaleError, UnreachableError
 from helios.settings import Settings
 
 
@@ -57,4 +57,7 @@ def price(symbol: str, *, exchange: str | None, market: str | None, max_lag: flo
 def mirror_client(settings: Settings) -> Redis | None:
     """Make a client of the Redis that is set, or of the embedded one if it runs: none is started for a price."""
     runs = settings.redis_url or any(each.running and "postgres" not in each.name for each in servers.status(settings))
-    return db.create_redis(settings) if runs else None
+    try:
+        return db.create_redis(settings) if runs else None
+    except UnreachableError:  # of a Redis Cluster; where a single Redis is down, the reader finds out
+        return None

@@ -15,7 +15,6 @@ from helios.db.engines import (
     create_session_factory,
     database_url,
     direct_settings,
-    hide,
     migration_url,
     reaching,
     redis_args,
@@ -30,6 +29,7 @@ from helios.db.standby import (
     create_read_engine,
     create_read_session_factory,
 )
+from helios.settings import hide
 
 __all__ = [
     "ReadSession",

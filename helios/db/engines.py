@@ -14,18 +14,18 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from helios import label, servers
+from helios.db import clusters
 from helios.db.outages import code_of, leave_standbys
 from helios.db.pooler import REFUSED, pooled, stay_direct, told
 from helios.errors import HeliosError, PoolerError, RightsError, SchemaError, UnreachableError
 from helios.label import engines
-from helios.settings import SECRET_PARAMETERS, Settings, masked
+from helios.settings import Settings, hide, masked
 
 if TYPE_CHECKING:
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-SHORTEST_HIDDEN = 4
 ABSENT = (
     errorcodes.INVALID_SCHEMA_NAME,
     errorcodes.UNDEFINED_TABLE,
@@ -176,20 +176,26 @@ def direct_settings(settings: Settings, what: str) -> Settings:
 def create_redis(settings: Settings | None = None) -> "Redis":
     """Make a Redis client; answers are bytes. While the process is labelled, what it writes can be undone.
 
+    Of a Redis Cluster it is a RedisCluster, which has the same commands; it connects at once.
+
     Raises:
         LabelError: this process is production's, and yet labelled.
+        UnreachableError: no node of a Redis Cluster answers.
 
     """
     from helios.label.clients import RecordedRedis  # noqa: PLC0415 - a tenth of a second that only its users pay
 
     settings = settings or Settings.from_environment()
-    url = redis_url(settings).render_as_string(hide_password=False)
-    client: RecordedRedis = RecordedRedis.from_url(url, **redis_args(settings))  # type: ignore[assignment] # its own class
+    url = redis_url(settings)
+    if clusters.is_cluster(url):
+        return clusters.create_redis(settings, url, redis_args(settings))
+    whole = url.render_as_string(hide_password=False)
+    client: RecordedRedis = RecordedRedis.from_url(whole, **redis_args(settings))  # type: ignore[assignment] # its own class
     return client.believing(settings.helios_environment)
 
 
 def create_async_redis(settings: Settings | None = None) -> "AsyncRedis":
-    """Make an asynchronous Redis client; everything else is as `create_redis` says.
+    """Make an asynchronous Redis client; everything else is as `create_redis` says, but that none connects yet.
 
     Raises:
         LabelError: this process is production's, and yet labelled.
@@ -198,8 +204,11 @@ def create_async_redis(settings: Settings | None = None) -> "AsyncRedis":
     from helios.label.async_clients import AsyncRecordedRedis  # noqa: PLC0415 - a tenth of a second that only its users pay
 
     settings = settings or Settings.from_environment()
-    url = redis_url(settings).render_as_string(hide_password=False)
-    client: AsyncRecordedRedis = AsyncRecordedRedis.from_url(url, **redis_args(settings))  # type: ignore[assignment] # too
+    url = redis_url(settings)
+    if clusters.is_cluster(url):
+        return clusters.create_async_redis(settings, url, redis_args(settings))
+    whole = url.render_as_string(hide_password=False)
+    client: AsyncRecordedRedis = AsyncRecordedRedis.from_url(whole, **redis_args(settings))  # type: ignore[assignment] # too
     return client.believing(settings.helios_environment)
 
 
@@ -279,16 +288,6 @@ def reaching(url: URL) -> Iterator[None]:
                 "check DATABASE_URL, and that the server runs and lets this login in"
             ) from None
         raise
-
-
-def hide(message: str, url: URL) -> str:
-    """Take every password of a URL out of a message."""
-    secrets = [url.password, *(value for name, value in url.query.items() if name.lower() in SECRET_PARAMETERS)]
-    for secret in secrets:
-        # a shorter one stands in many a word, and its mask would tell it
-        if isinstance(secret, str) and len(secret) >= SHORTEST_HIDDEN:
-            message = message.replace(secret, "***")
-    return message
 
 
 @contextmanager

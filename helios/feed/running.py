@@ -8,12 +8,11 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
-from redis.exceptions import RedisError
-
 from helios.feed.reports import Ignored, KlineReport, Report
 from helios.feed.statements import Writer
 from helios.mirrors import Mirror, publish_candles
 from helios.mirrors.candles import EXPIRES
+from helios.mirrors.nodes import UNREACHED
 from helios.mirrors.patience import ASIDE, PATIENCE, impatient
 from helios.models import Interval
 
@@ -73,7 +72,7 @@ class RunningCandles:
             return False
         try:
             publish_candles(self.mirror, told)
-        except (RedisError, OSError) as error:
+        except UNREACHED as error:
             self.failed_at = time.monotonic()
             if not self.failing:
                 log.warning("running candles are not told, for Redis fails: %s", type(error).__name__)

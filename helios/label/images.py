@@ -234,7 +234,6 @@ local function before(key, field, known)
   local unchanged = was and same(was, is)
   if roughly and not unchanged then is, dump, expiry = look(key, false) end
   if elsewhere then call('SELECT', 0) end
-  if at == scope and unchanged then return roughly end
   local left_by = unchanged and 'u' or others(run)[1] and left_by_another_run(run, field, is, function()
     if elsewhere then call('SELECT', database) end
     local found = look(key, true)

@@ -4,10 +4,12 @@ Triggers (revision 0002) write what changed to an outbox, in the writing transac
 
 Writing side::
 
-    Service(Relay(engine, client)).run()          # `helios mirror run`; relays until .stop is set
-    Relay(engine, client).rebuild("asked for")    # everything anew
-    check(relay, wait=10)                         # -> Comparison(differences, compared, seconds), or BehindError
-    status(engine, client)                        # -> Status(lag_seconds, backlog, together, rebuilt_at, ...)
+    relays = Relays(engine, client)               # of all buckets, of which a single Redis has one
+    Services(relays).run()                        # `helios mirror run`; relays until .stop is set
+    relays.rebuild("asked for")                   # everything anew
+    relays.spread(16)                             # over so many buckets
+    check(relays, wait=10)                        # -> Comparison(differences, compared, seconds), or BehindError
+    statuses(engine, client)                      # -> [Status(bucket, lag_seconds, backlog, together, ...)]
     follow(session_factory)                       # commits of its sessions are in Redis when commit() returns
     announce(session_factory)                     # commits wake the relay that runs with --listen
     publish_candles(mirror, {series: candle})     # running candles, ten seconds long: Feed(..., redis=client) does it
@@ -42,11 +44,13 @@ from helios.mirrors.keys import Place
 from helios.mirrors.reading import Mirror, Seen
 from helios.mirrors.relay import ForeignError, NewerError, Relay
 from helios.mirrors.service import Service
-from helios.mirrors.source import NEEDS
-from helios.mirrors.status import Status, metrics, refuse_lost_rows, status
-from helios.mirrors.store import READER_COMMANDS, RELAY_COMMANDS, LostError
+from helios.mirrors.source import NEEDS, GoneError
+from helios.mirrors.spread import Relays, Services
+from helios.mirrors.status import Status, metrics, status, statuses
+from helios.mirrors.store import CLUSTER_COMMANDS, READER_COMMANDS, RELAY_COMMANDS, LostError
 
 __all__ = [
+    "CLUSTER_COMMANDS",
     "NEEDS",
     "READER_COMMANDS",
     "RELAY_COMMANDS",
@@ -55,13 +59,16 @@ __all__ = [
     "Difference",
     "Follower",
     "ForeignError",
+    "GoneError",
     "LostError",
     "Mirror",
     "NewerError",
     "Place",
     "Relay",
+    "Relays",
     "Seen",
     "Service",
+    "Services",
     "Status",
     "announce",
     "check",
@@ -69,6 +76,6 @@ __all__ = [
     "metrics",
     "publish_candles",
     "read_candle",
-    "refuse_lost_rows",
     "status",
+    "statuses",
 ]

@@ -141,8 +141,8 @@ class Audit:
 
 
 def names_of(place: Place, some: list[Key]) -> list[str]:
-    """Write keys as Redis has them, each once."""
-    return list({place.key(each.table, *each.name): None for each in some})
+    """Write the keys of a bucket as Redis has them, each once."""
+    return list({place.key(each.table, *each.name): None for each in some if place.holds(each.name)})
 
 
 def rows(source: Source, query: str, values: Any) -> list[Any]:  # noqa: ANN401 - a list, or values by name

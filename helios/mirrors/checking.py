@@ -3,15 +3,22 @@
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from redis import RedisCluster
 
 from helios.errors import HeliosError
 from helios.mirrors import image, keys
 from helios.mirrors.image import Writes
+from helios.mirrors.keys import bucket_names
+from helios.mirrors.nodes import strays
 from helios.mirrors.relay import Relay, refuse_newer
 from helios.mirrors.source import Source
 from helios.mirrors.store import Store
 from helios.mirrors.values import FORM
+
+if TYPE_CHECKING:
+    from helios.mirrors.spread import Relays
 
 HASHES = (keys.ORDERS, keys.POSITIONS)
 
@@ -39,15 +46,15 @@ class BehindError(HeliosError):
     """The two sides stand at different batches, and no relay brings them together."""
 
 
-def check(relay: Relay, *, wait: float = 10.0) -> Comparison:
-    """Compare everything, while others write and relay.
+def check(relay: "Relay | Relays", *, wait: float = 10.0) -> Comparison:
+    """Compare everything, one bucket after the other, while others write and relay.
 
     What differs at first is looked at again while no relay moves, so that what is still on its way is told from what is
     wrong; what is on its way is waited for.
 
     Args:
-        relay: whose connections are used; it relays nothing.
-        wait: how many seconds what is on its way may take.
+        relay: whose connections are used, or those of all buckets; it relays nothing.
+        wait: how many seconds what is on its way may take, in each bucket.
 
     Raises:
         NewerError: a newer version of Helios relays these mirrors.
@@ -55,6 +62,20 @@ def check(relay: Relay, *, wait: float = 10.0) -> Comparison:
         psycopg2.Error, RedisError, OSError: PostgreSQL or Redis is not reached.
 
     """
+    began = time.monotonic()
+    found = [check_bucket(each, wait) for each in relay.every()]
+    differences = [differ for each in found for differ in each.differences]
+    if isinstance(relay.client, RedisCluster):
+        differences += astray(relay.every()[0])
+    return Comparison(
+        differences=tuple(differences),
+        compared=sum(each.compared for each in found),
+        seconds=time.monotonic() - began,
+    )
+
+
+def check_bucket(relay: Relay, wait: float) -> Comparison:
+    """Compare what is of one bucket."""
     began = time.monotonic()
     source, store = relay.sides()
     suspects, compared = look_at_all(source, store)
@@ -75,6 +96,13 @@ def check(relay: Relay, *, wait: float = 10.0) -> Comparison:
             suspects |= {each.key for each in differences}
             time.sleep(0.02)
     return Comparison(differences=differences, compared=compared, seconds=time.monotonic() - began)
+
+
+def astray(relay: Relay) -> Iterator[Difference]:
+    """Find what is left of other buckets, as a node that was down when the mirrors were spread anew may have it."""
+    place = relay.sides()[0].home.place
+    for some in strays(relay.client, place, bucket_names(place.buckets)):
+        yield from (Difference(key=name, kind="ghost", expected=None, found="of another bucket") for name in some)
 
 
 def look_at_all(source: Source, store: Store) -> tuple[set[str], int]:

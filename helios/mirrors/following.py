@@ -15,8 +15,9 @@ from sqlalchemy.util import await_only
 
 from helios import db
 from helios.errors import HeliosError
-from helios.mirrors.relay import PASSING, Relay
+from helios.mirrors.relay import PASSING
 from helios.mirrors.source import CALL, NEEDS, connected
+from helios.mirrors.spread import Relays
 from helios.settings import Settings
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def follow(factory: "Factory", settings: Settings | None = None, *, wait: float 
 
     """
     settings = settings or Settings.from_environment()
-    relay = Relay(db.create_engine(db.direct_settings(settings, NEEDS)), db.create_redis(settings))
-    return Follower(relay.drain, relay.close, wait).listen_to(factory)
+    relays = Relays(db.create_engine(db.direct_settings(settings, NEEDS)), db.create_redis(settings))
+    return Follower(relays.drain, relays.close, wait).listen_to(factory)
 
 
 def announce(factory: "Factory", settings: Settings | None = None) -> "Follower":

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from helios.errors import SchemaError
 from helios.mirrors import keys
 from helios.mirrors.keys import Key, Name, Place
-from helios.mirrors.values import ORDERS, POSITIONS, PRESENT, SERIES, TICKERS
+from helios.mirrors.values import NAMES, ORDERS, POSITIONS, PRESENT, SERIES, TICKERS
 from helios.models import Interval
 
 Item = TypeVar("Item")
@@ -122,21 +122,26 @@ def of_keys(cursor: Any, place: Place, wanted: Collection[Key]) -> Writes:  # no
 
 
 def everything(connection: Any, place: Place) -> Iterator[Writes]:  # noqa: ANN401 - a driver's connection
-    """Read the content of all keys, a part at a time, in the transaction that is open."""
-    for table, statement in ((keys.TICKER, TICKERS["all"]), (keys.KLINES, SERIES["all"])):
-        for some in streamed(connection, statement):
+    """Read the content of all keys of a bucket, a part at a time, in the transaction that is open."""
+    for table, statements in ((keys.TICKER, TICKERS), (keys.KLINES, SERIES)):
+        for some in streamed(connection, place, statements, "instruments"):
             yield Writes(texts=texts(place, table, some))
-    for table, statement in ((keys.ORDERS, ORDERS["all"]), (keys.POSITIONS, POSITIONS["all"])):
-        all_rows = (row for some in streamed(connection, statement) for row in some)
+    for table, statements in ((keys.ORDERS, ORDERS), (keys.POSITIONS, POSITIONS)):
+        all_rows = (row for some in streamed(connection, place, statements, "accounts") for row in some)
         for key, content in hashes(place, table, all_rows):
             yield Writes(hashes={key: content})
 
 
-def streamed(connection: Any, statement: str) -> Iterator[list[Any]]:  # noqa: ANN401 - a driver's connection
-    """Run a query whose rows stay on the server until they are wanted."""
+def streamed(connection: Any, place: Place, statements: dict[str, str], of: str) -> Iterator[list[Any]]:  # noqa: ANN401 - a driver's connection
+    """Read everything of a bucket; rows stay on the server until they are wanted."""
+    some = place.buckets > 1
+    ids: list[int] = []
+    if some:
+        with connection.cursor() as cursor:
+            ids = [number for number, *name in rows(cursor, NAMES[of], []) if place.holds(tuple(name))]
     with connection.cursor("helios_mirror") as cursor:
         cursor.itersize = AT_ONCE
-        cursor.execute(statement)
+        cursor.execute(statements["some" if some else "all"], {"ids": ids} if some else None)
         while some := cursor.fetchmany(AT_ONCE):
             yield some
 
@@ -155,10 +160,18 @@ def rows(cursor: Any, statement: str, values: list[Any] | dict[str, Any]) -> lis
     return list(cursor.fetchall())
 
 
+def held(place: Place, found: Iterable[Any], named: int) -> Iterable[Any]:
+    """Leave out rows of instruments or accounts, named by so many columns, that are of other buckets.
+
+    One could have been renamed since it was asked what is of this bucket.
+    """
+    return found if place.buckets == 1 else (row for row in found if place.holds(tuple(row[:named])))
+
+
 def texts(place: Place, table: str, found: Iterable[Any]) -> dict[str, str | None]:
     """Make keys and texts of rows whose last column is the text."""
     prefix = f"{place.prefix}{table}:"
-    return {prefix + keys.joined(tuple(row[:-1])): row[-1] for row in found}
+    return {prefix + keys.joined(tuple(row[:-1])): row[-1] for row in held(place, found, 3)}
 
 
 def fields(place: Place, table: str, found: Iterable[Any]) -> dict[str, dict[str, str | None]]:
@@ -167,14 +180,14 @@ def fields(place: Place, table: str, found: Iterable[Any]) -> dict[str, dict[str
     Without PRESENT: a hash that was evicted, and comes back with one field, must not be taken for whole.
     """
     made: dict[str, dict[str, str | None]] = defaultdict(dict)
-    for exchange, account, name, text in found:
+    for exchange, account, name, text in held(place, found, 2):
         made[place.key(table, exchange, account)][name] = text
     return made
 
 
 def hashes(place: Place, table: str, found: Iterable[Any]) -> Iterator[tuple[str, dict[str, str] | None]]:
     """Make whole hashes of rows in the order of their accounts; a fifth column tells whether the account exists."""
-    for (exchange, account), group in groupby(found, lambda row: (row[0], row[1])):
+    for (exchange, account), group in groupby(held(place, found, 2), lambda row: (row[0], row[1])):
         its_rows = list(group)
         if its_rows[0][4:] == (False,):
             yield place.key(table, exchange, account), None

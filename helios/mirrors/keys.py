@@ -2,15 +2,24 @@
 
 The natural key is what people call a thing: exchange, market and symbol of an instrument; exchange and name of an
 account. Whatever is no letter, digit or one of `_.-~` is written as %XX, so no name can break out of its place.
+
+A single Redis holds one bucket. A Redis Cluster can spread several, each with its own token and heartbeat; which one a
+key is in, the natural key of the instrument or account alone tells. A bucket's name tells how many there are: of
+another number, all have other names.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
+import binascii
+import zlib
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from itertools import count
 from urllib.parse import quote, unquote
 
 TICKER, KLINES, ORDERS, POSITIONS, RUNNING = "ticker", "klines", "orders", "positions", "running"
 TOKEN, HEARTBEAT = "token", "heartbeat"
-BUCKET = "0"  # a single Redis holds one; a Redis Cluster can spread several, each with its own token and heartbeat
+BUCKET = "0"  # the name of the only one
+MOST_BUCKETS = 64  # each costs the relay a thread and a connection to either side
+SLOTS = 1 << 14  # of a Redis Cluster
 
 Name = tuple[str, ...]
 
@@ -25,11 +34,31 @@ class Key:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the mirrors of one schema stand in Redis; two schemas, or two databases, have no key in common."""
+    """Where the mirrors of one schema stand in Redis; two schemas, or two databases, have no key in common.
+
+    `bucket` is the one whose token and heartbeat are named; `key` names keys of all.
+    """
 
     database: str
     schema: str
     bucket: str = BUCKET
+
+    @property
+    def buckets(self) -> int:
+        """Tell among how many buckets the keys are spread."""
+        return number_of_buckets(self.bucket)
+
+    def of(self, bucket: str) -> "Place":
+        """Give another bucket's."""
+        return self if self.bucket == bucket else replace(self, bucket=bucket)
+
+    def at(self, name: Name) -> "Place":
+        """Give the bucket that holds what is of an instrument or account, by its name or one that begins with it."""
+        return self if self.bucket == BUCKET else self.of(bucket_of(name[:3], self.buckets))
+
+    def holds(self, name: Name) -> bool:
+        """Tell whether what is of an instrument or account is in this bucket."""
+        return self.bucket == BUCKET or self.bucket == bucket_of(name[:3], self.buckets)
 
     @property
     def prefix(self) -> str:
@@ -53,7 +82,7 @@ class Place:
 
     def key(self, table: str, *name: str) -> str:
         """Name a key, as in `place.key("klines", "binance", "spot", "BTCUSDT", "1m")`."""
-        return f"{self.prefix}{table}:{joined(name)}"
+        return f"{self.at(name).prefix}{table}:{joined(name)}"
 
     def parse(self, key: str) -> Key | None:
         """Tell what a key is of; None for one that is no mirror of a row: token, heartbeat, a running candle."""
@@ -65,6 +94,37 @@ class Place:
 
 
 PARTS = {TICKER: 3, KLINES: 4, ORDERS: 2, POSITIONS: 2}
+
+
+@cache
+def bucket_names(buckets: int) -> tuple[str, ...]:
+    """Name all buckets, of so many; each stands in its own part of a Redis Cluster's slots, so they spread evenly."""
+    if buckets == 1:
+        return (BUCKET,)
+    return tuple(bucket_name(number, buckets) for number in range(buckets))
+
+
+def bucket_name(number: int, buckets: int) -> str:
+    """Find a name whose slot lies in its share of all slots."""
+    names = (f"{buckets}x{number}x{salt}" for salt in count())
+    return next(each for each in names if slot_of(each) * buckets // SLOTS == number)
+
+
+@cache
+def number_of_buckets(bucket: str) -> int:
+    """Tell of how many buckets one is, by its name."""
+    return 1 if bucket == BUCKET else int(bucket.partition("x")[0])
+
+
+def slot_of(tag: str) -> int:
+    """Tell in which slot a Redis Cluster keeps the keys that have a tag in braces."""
+    return binascii.crc_hqx(tag.encode(), 0) % SLOTS
+
+
+@lru_cache(1 << 17)
+def bucket_of(name: Name, buckets: int) -> str:
+    """Name the bucket of an instrument or account; the same in every process, for ever."""
+    return bucket_names(buckets)[zlib.crc32(joined(name).encode()) % buckets]
 
 
 def escaped(name: str) -> str:

@@ -1,23 +1,27 @@
 """The reader's side: values with their lag, in one round trip; whatever cannot be trusted is told as not there."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
-from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
-from sqlalchemy.util import await_only
 
-from helios.mirrors.keys import Place
+from helios.mirrors.keys import HEARTBEAT, Place, bucket_names
+from helios.mirrors.nodes import ask
 from helios.mirrors.store import ALIVE
-from helios.mirrors.values import PRESENT, voucher
+from helios.mirrors.values import PRESENT, table_name, voucher
 from helios.models import metadata
+from helios.models.bookkeeping import mirror_state
 
 if TYPE_CHECKING:
     from redis import Redis
 
-HOME = text("SELECT current_database()::text, (SELECT system_identifier::text FROM pg_control_system())")
+HOME = text(
+    "SELECT current_database()::text, (SELECT system_identifier::text FROM pg_control_system()), "
+    f"(SELECT count(*) FROM {table_name(mirror_state)})"
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class Mirror:
     @classmethod
     def of(cls, reader: Session | Connection, client: "Redis") -> "Mirror":
         """Make a reader of the mirrors of the database that a session or connection reaches; asked once."""
-        database, server = reader.execute(HOME).one()
-        return cls(client, Place(database, str(metadata.schema)), server)
+        database, server, buckets = reader.execute(HOME).one()
+        return cls(client, Place(database, str(metadata.schema), bucket_names(max(1, buckets))[0]), server)
 
     def texts(self, *names: str) -> Seen | None:
         """Read the texts of keys (tickers, klines); None where no relay vouches for them: go to PostgreSQL."""
@@ -62,18 +66,38 @@ class Mirror:
         return seen and Seen([whole(each) for each in seen.contents], seen.lag)
 
     def seen(self, commands: list[tuple[str, str]]) -> Seen | None:
-        """Ask for contents and the heartbeat at once.
+        """Ask for contents and heartbeats: at once, or where they are of several buckets one after the other."""
+        if self.place.buckets == 1:
+            return self.seen_at(self.place.heartbeat, commands)
+        by_bucket: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for command in commands:
+            by_bucket[heartbeat_of(command[1])].append(command)
+        contents: dict[tuple[str, str], Any] = {}
+        lag = timedelta(0)
+        for heartbeat, some in by_bucket.items():
+            seen = self.seen_at(heartbeat, some)
+            if seen is None:
+                return None
+            contents |= dict(zip(some, seen.contents, strict=True))
+            lag = max(lag, seen.lag)
+        return Seen([contents[command] for command in commands], lag)
+
+    def seen_at(self, heartbeat: str, commands: list[tuple[str, str]]) -> Seen | None:
+        """Ask for contents and the heartbeat of a bucket at once.
 
         The heartbeat comes first: a batch that comes between makes the contents newer than it says, never older.
         """
-        pipeline = self.client.pipeline(transaction=False)
-        for command in (("GET", self.place.heartbeat), ("PTTL", self.place.heartbeat), *commands):
-            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-        answers = pipeline.execute()
-        vouched, lives, *contents = await_only(answers) if isawaitable(answers) else answers
-        if lives <= 0 or vouched != self.voucher:
+        told = [("GET", heartbeat), ("PTTL", heartbeat), *commands]
+        vouched, lives, *contents = ask(self.client, heartbeat, told)
+        # Longer than it ever lives: a node took over whose clock is behind.
+        if not 0 < lives <= ALIVE or vouched != self.voucher:
             return None
         return Seen(contents, timedelta(milliseconds=ALIVE - lives))
+
+
+def heartbeat_of(key: str) -> str:
+    """Name the heartbeat of the bucket that a key is in."""
+    return f"{key.partition('}:')[0]}}}:{HEARTBEAT}"
 
 
 def whole(content: dict[bytes, bytes]) -> dict[str, str] | None:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg2
-from redis.exceptions import RedisError
 from sqlalchemy import Engine
 
 from helios.errors import HeliosError
 from helios.mirrors import image
-from helios.mirrors.keys import BUCKET
+from helios.mirrors.keys import BUCKET, number_of_buckets
+from helios.mirrors.nodes import UNREACHED
+from helios.mirrors.owners import Owners
 from helios.mirrors.source import Point, Source
 from helios.mirrors.store import LostError, Store, commands_of, packed
 from helios.mirrors.values import FORM, age_of, voucher
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("helios.mirrors")
 # What another attempt may overcome, with new connections.
-PASSING = (psycopg2.Error, RedisError, LostError, OSError)
+PASSING = (psycopg2.Error, *UNREACHED, LostError)
 
 
 class ForeignError(HeliosError):
@@ -72,6 +73,7 @@ class Relay:
         self.client = client
         self.bucket = bucket
         self.counts = Counts()
+        self.owners = Owners(number_of_buckets(bucket))
         self.source: Source | None = None
         self.store: Store | None = None
         self.proved = False  # that both sides stood at the same batch since the connections were made
@@ -83,7 +85,12 @@ class Relay:
             if side is not None:
                 side.close()
         self.source = self.store = None
+        self.owners = Owners(self.owners.buckets)  # it may be another PostgreSQL by then, or one that went back
         self.proved = self.counts.leads = False
+
+    def every(self) -> "tuple[Relay, ...]":
+        """Give the relay of each bucket: this one."""
+        return (self,)
 
     def step(self, *, wait: bool = False, idle: bool = False, told: bool = False) -> bool:
         """Look once, and relay what changed; True where there was something.
@@ -96,7 +103,7 @@ class Relay:
         Raises:
             psycopg2.Error, RedisError, LostError, OSError: PostgreSQL or Redis is not reached, or another relay
                 took over; nothing is half done, and `close` prepares another attempt.
-            ForeignError, NewerError: these mirrors are not this relay's to write.
+            ForeignError, NewerError, GoneError: these mirrors are not this relay's to write.
 
         """
         source, store = self.sides()
@@ -112,6 +119,7 @@ class Relay:
             self.counts.leads = point is not None
             if point is None:
                 self.proved = False
+                source.refuse_gone()
                 return False
             if reason := self.parted(source, store, point):
                 self.rebuild_now(source, store, point, reason)
@@ -133,7 +141,7 @@ class Relay:
         source, store = self.sides()
         with source.leading(wait=True) as point:
             if point is None:
-                raise LostError("mirror_state has lost its row: run `helios downgrade 0001`, then `helios upgrade`")
+                raise LostError("mirror_state has lost its row: run `helios mirror buckets 1`")
             store.watch()
             if not take_over:
                 refuse_foreign(source, store)
@@ -175,6 +183,9 @@ class Relay:
         waiting: list[bytes] = []
         size = 0
         with source.connection.cursor() as cursor:
+            if store.place.buckets > 1:
+                self.owners.learn(cursor, changes)
+                changes = self.owners.of_bucket(changes, self.bucket)
             for writes in image.of_changes(cursor, store.place, changes):
                 if waiting and size + len(writes) > AT_ONCE:
                     # Half a batch under the old token would stay for good, were PostgreSQL to go back just then.
@@ -183,9 +194,11 @@ class Relay:
                 waiting += commands_of(writes)
                 size += len(writes)
                 self.counts.written += len(writes)
-        token = new_token(source)
-        store.write(waiting, token=token, voucher=voucher(source.home.server), age=time.monotonic() - began)
-        self.beaten = began
+        # Where nothing is of this bucket, Redis stands at the new batch as it did at the one before.
+        token = new_token(source) if waiting or store.token != point.token else point.token
+        if token != store.token or began - self.beaten > BEAT:
+            store.write(waiting, token=token, voucher=voucher(source.home.server), age=time.monotonic() - began)
+            self.beaten = began
         source.advance(point, token, snapshot)
         self.counts.batches += 1
         self.counts.entries += entries

@@ -11,11 +11,13 @@ import psycopg2
 
 from helios import db
 from helios.mirrors.auditing import Audit
+from helios.mirrors.keys import bucket_names, number_of_buckets
 from helios.mirrors.relay import BEAT, PASSING, Relay
 from helios.mirrors.source import CHANNEL, connected
 
 log = logging.getLogger("helios.mirrors")
 AUDIT, TEND = 0.25, 1.0  # seconds between two slices of the audit, and between two looks at the outbox's size
+APART = 0.25  # seconds between two looks of a relay that is told by somebody else what changes
 ASIDE = 0.1  # seconds before looking again where another relay leads
 FIRST_WAIT, LAST_WAIT = 0.05, 1.0  # seconds before another attempt where PostgreSQL or Redis is down
 
@@ -27,11 +29,13 @@ class Service:
         relay: the relay.
         listen: wait for NOTIFY, which services send after their commits (`follow`, `announce`), and look without it
             every tenth of a second; needs a direct connection. Else PostgreSQL itself looks every 3 ms.
+        told: set by somebody else who looks for it; then it looks by itself four times a second.
 
     """
 
-    def __init__(self, relay: Relay, *, listen: bool = False) -> None:
+    def __init__(self, relay: Relay, *, listen: bool = False, told: Event | None = None) -> None:
         self.relay = relay
+        self.told_by = told
         self.stop = Event()
         self.listens = listen
         self.listener: Any = None
@@ -40,6 +44,10 @@ class Service:
         self.audit = Audit(relay)
         self.audited = self.tended = 0.0
         self.told = False
+        # Of several buckets, all together look as often as the relay of a single one; and the outbox is that of all.
+        buckets = number_of_buckets(relay.bucket)
+        self.audits_every = AUDIT * buckets
+        self.empties = relay.bucket == bucket_names(buckets)[0]
 
     def run(self) -> None:
         """Relay until `stop` is set; what is down is waited for, with one sentence when it begins and ends.
@@ -65,7 +73,7 @@ class Service:
             self.listener.autocommit = True
             with self.listener.cursor() as cursor:
                 cursor.execute(CHANNEL)
-        worked = self.relay.step(idle=self.listener is None, told=self.told)
+        worked = self.relay.step(idle=self.listener is None and self.told_by is None, told=self.told)
         self.told = False
         if not worked:
             self.tend()
@@ -74,6 +82,10 @@ class Service:
             return
         if not self.relay.counts.leads and not self.relay.proved:
             self.stop.wait(ASIDE)
+        elif self.told_by is not None:
+            self.told = self.told_by.wait(APART)
+            if self.told:
+                self.told_by.clear()
         elif self.listener is not None and select.select([self.listener], [], [], BEAT)[0]:
             self.listener.poll()
             self.told = bool(self.listener.notifies)
@@ -81,10 +93,10 @@ class Service:
 
     def tend(self) -> None:
         """See to what nobody changed, now and then: keys that Redis lost by itself, an outbox that has grown."""
-        if self.relay.proved and time.monotonic() > self.audited + AUDIT:
+        if self.relay.proved and time.monotonic() > self.audited + self.audits_every:
             self.audit.step()
             self.audited = time.monotonic()
-        if self.relay.source is not None and self.audited > self.tended + TEND:
+        if self.relay.source is not None and self.empties and time.monotonic() > self.tended + TEND:
             self.relay.source.empty()
             self.tended = time.monotonic()
 

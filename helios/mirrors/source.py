@@ -15,6 +15,8 @@ from typing import Any
 from sqlalchemy import Engine
 
 from helios import db
+from helios.errors import HeliosError
+from helios.mirrors import values
 from helios.mirrors.image import Changes
 from helios.mirrors.keys import Place
 from helios.mirrors.values import FORM, PREPARER, literal, table_name
@@ -31,10 +33,12 @@ NAMES = {
     "outbox_literal": literal(table_name(mirror_outbox)),
     "points_literal": literal(table_name(mirror_points)),
     "empty": f"{PREPARER.quote(str(mirror_outbox.schema))}.empty_mirror_outbox",
+    "spread": f"{PREPARER.quote(str(mirror_outbox.schema))}.spread_mirrors",
     "schema": literal(str(mirror_outbox.schema)),
     "channel": PREPARER.quote(f"helios_mirror_{mirror_outbox.schema}"[:63]),
     "form": literal(FORM),
     "idle": literal(f"{LONGEST_IDLE}s"),
+    "bucket": "%(bucket)s",
 }
 
 
@@ -43,7 +47,7 @@ def statement(text: str, **more: str) -> str:
     return text.format(**{**NAMES, **more})
 
 
-NEWEST_POINT = "(SELECT * FROM {points} WHERE bucket = %(bucket)s ORDER BY number DESC LIMIT 1)"
+NEWEST_POINT = "(SELECT * FROM {points} WHERE bucket = {bucket} ORDER BY number DESC LIMIT 1)"
 PLACE = statement("""
     SELECT current_database()::text, {schema}, (SELECT system_identifier::text FROM pg_control_system())
     FROM {state} WHERE bucket = %(bucket)s
@@ -67,7 +71,6 @@ WAIT = f"""
         newest record;
         late bigint[];
     BEGIN
-        PERFORM set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true);
         SELECT CAST(CAST(pg_snapshot_xmax(CAST(snapshot AS pg_snapshot)) AS text) AS bigint) AS xmax, snapshot
             INTO newest FROM {NEWEST_POINT} AS newest;
         late := ARRAY(SELECT CAST(CAST(each AS text) AS bigint)
@@ -83,25 +86,29 @@ WAIT = f"""
     END
     $wait$;
 """
-# Moments are written in UTC and numbers found by index, whatever the session says; only in this transaction.
-# Without JIT: with a hundred partitions it compiles for half a minute what runs for a millisecond.
-LOOKS = "set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO', true), set_config('jit', 'off', true)"
-READ = statement(f"SELECT {LOOKS}")
+# For as long as the connection lives. Moments are written in UTC. Numbers are found by index: the server keeps no
+# statistics of the outbox, and what was planned while it was empty has to hold when it is full. Without JIT: with a
+# hundred partitions it compiles for half a minute what runs for a millisecond.
+SETTINGS = """
+    SET TimeZone TO 'UTC'; SET DateStyle TO ISO; SET jit TO off; SET enable_seqscan TO off;
+    SET plan_cache_mode TO force_generic_plan;
+"""
 # Two statements in one round trip. The second sees what was committed before the lock was had; the first may not.
 # A select list is computed before its rows are locked: only that of an outer query tells that the lock is held.
-LEAD = f"""
-    WITH held AS MATERIALIZED (SELECT bucket FROM {{state}} WHERE bucket = %(bucket)s FOR UPDATE {{skip}})
-    SELECT {LOOKS}, set_config('enable_seqscan', 'off', true),
-           -- a token that a crash loses costs a rebuild, no data
+LEAD = """
+    WITH held AS MATERIALIZED (SELECT bucket FROM {state} WHERE bucket = {bucket} FOR UPDATE {skip})
+    SELECT -- a token that a crash loses costs a rebuild, no data
            set_config('synchronous_commit', 'off', true),
-           set_config('idle_in_transaction_session_timeout', {{idle}}, true),
+           set_config('idle_in_transaction_session_timeout', {idle}, true),
            set_config('helios.mirror_leads', bucket, true)
-    FROM held;
+    FROM held
+"""
+POINT = f"""
     SELECT token, number, server::text, form FROM {NEWEST_POINT} AS newest JOIN {{state}} USING (bucket)
     WHERE current_setting('helios.mirror_leads', true) = bucket
 """
 # What the newest point's snapshot did not hold: what began after it, and what was under way then.
-CHANGED = statement(f"""
+CHANGED = f"""
     WITH seen AS MATERIALIZED (SELECT pg_current_snapshot()::text AS now)
     SELECT subject, key, NULL FROM (
         SELECT subject, key FROM {NEWEST_POINT} AS newest JOIN {{outbox}}
@@ -111,12 +118,28 @@ CHANGED = statement(f"""
         JOIN {{outbox}} ON xid = CAST(CAST(each AS text) AS bigint)
     ) AS entries
     UNION ALL SELECT NULL, NULL, now FROM seen
-""")
-LEAD_OR_WAIT, LEAD_OR_NOT = statement(LEAD, skip=""), statement(LEAD, skip="SKIP LOCKED")
-POLL_NOW, WAIT_AND_POLL = statement(POLL), statement(WAIT + POLL)
-ADVANCE = statement("""
-    INSERT INTO {points} (bucket, number, token, snapshot) VALUES (%(bucket)s, %(number)s, %(token)s, %(snapshot)s)
-""")
+"""
+ADVANCE = "INSERT INTO {points} (bucket, number, token, snapshot) VALUES ($1, $2, $3, $4)"
+# What is asked with each look and each batch is planned once for a connection; planning costs more than running it.
+PREPARED = {
+    "lead (text)": LEAD.replace("{skip}", ""),
+    "lead_or_not (text)": LEAD.replace("{skip}", "SKIP LOCKED"),
+    "point (text)": POINT,
+    "poll (text)": POLL,
+    "changed (text)": CHANGED,
+    "advance (text, bigint, text, text)": ADVANCE,
+}
+PREPARE = (
+    SETTINGS
+    + values.PREPARE
+    + ";".join(statement(f"PREPARE helios_{name} AS {text}", bucket="$1") for name, text in PREPARED.items())
+)
+LEAD_OR_WAIT = "EXECUTE helios_lead (%(bucket)s); EXECUTE helios_point (%(bucket)s)"
+LEAD_OR_NOT = "EXECUTE helios_lead_or_not (%(bucket)s); EXECUTE helios_point (%(bucket)s)"
+SINCE = "EXECUTE helios_changed (%(bucket)s)"
+NEXT_POINT = "EXECUTE helios_advance (%(bucket)s, %(number)s, %(token)s, %(snapshot)s)"
+POLL_NOW = "EXECUTE helios_poll (%(bucket)s)"
+WAIT_AND_POLL = statement(WAIT) + POLL_NOW
 REBUILT = statement("""
     UPDATE {state} SET server = (SELECT system_identifier FROM pg_control_system()), form = {form},
         leader = %(leader)s, rebuilt_at = clock_timestamp(), rebuild_reason = %(reason)s,
@@ -130,9 +153,13 @@ EMPTY = statement("SELECT {empty}()")
 CHANNEL = statement("LISTEN {channel}")
 # A notification that a crash loses is no loss, and so waits for no disk.
 CALL = statement("BEGIN; SET LOCAL synchronous_commit TO off; NOTIFY {channel}; COMMIT")
-PATIENCE = statement("SELECT set_config('lock_timeout', '2s', true)")  # for another relay that leads
-READS_ALL = statement("SELECT set_config('enable_seqscan', 'on', true)")
+PATIENCE = "SET LOCAL lock_timeout TO '2s'"  # for another relay that leads
+READS_ALL = "SET LOCAL enable_seqscan TO on"
 SNAPSHOT = statement("SELECT pg_current_snapshot()::text")
+
+
+class GoneError(HeliosError):
+    """There is no such bucket: the mirrors were spread over another number of them."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +189,8 @@ class Source:
         try:
             self.connection.autocommit = True
             db.refuse_pooler(self.connection, engine.url, NEEDS)
-            database, schema, server = self.one(PLACE)
+            database, schema, server = self.refuse_gone()
+            self.run(PREPARE)
         except BaseException:
             self.close()
             raise
@@ -178,6 +206,23 @@ class Source:
             cursor.execute(query, {**self.bucket, **values})
             return cursor.fetchone()
 
+    def run(self, command: str, **values: object) -> None:
+        """Do what gives no rows."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(command, {**self.bucket, **values})
+
+    def refuse_gone(self) -> Any:  # noqa: ANN401 - a row
+        """Ask where this is.
+
+        Raises:
+            GoneError: there is no such bucket, any more or at all.
+
+        """
+        found = self.one(PLACE)
+        if found is None:
+            raise GoneError(f"mirror_state has no bucket {self.bucket['bucket']!r}: the mirrors are spread otherwise")
+        return found
+
     def poll(self, longest: float = 0.0) -> tuple[str, bool, float]:
         """Tell the newest point's token, whether anything changed since, and how long ago that was so at most.
 
@@ -186,11 +231,11 @@ class Source:
 
         """
         began = time.monotonic()
-        if longest > 0:
-            token, waited, changed = self.one(WAIT_AND_POLL, longest=longest, every=EVERY)
-        else:
-            token, waited, changed = self.one(POLL_NOW)
+        found = self.one(WAIT_AND_POLL, longest=longest, every=EVERY) if longest > 0 else self.one(POLL_NOW)
         took = time.monotonic() - began
+        if found is None:
+            self.refuse_gone()
+        token, waited, changed = found
         return token, changed, took - min(float(waited or 0), took)
 
     @contextmanager
@@ -199,7 +244,7 @@ class Source:
         self.connection.autocommit = False
         try:
             if wait:
-                self.one(PATIENCE)
+                self.run(PATIENCE)
             stands = self.one(LEAD_OR_WAIT if wait else LEAD_OR_NOT)
             yield Point(*stands) if stands else None
             self.connection.commit()
@@ -213,7 +258,7 @@ class Source:
         """Read in a transaction, without leading."""
         self.connection.autocommit = False
         try:
-            self.one(READ)
+            self.run(READS_ALL)
             yield
         finally:
             if not self.connection.closed:
@@ -224,7 +269,7 @@ class Source:
         """Read what changed since the newest point, the snapshot it was seen in, and how many entries that were."""
         changes, snapshot = Changes(), ""
         with self.connection.cursor() as cursor:
-            cursor.execute(CHANGED, self.bucket)
+            cursor.execute(SINCE, self.bucket)
             entries = cursor.fetchall()
         for subject, key, seen in entries:
             if subject is None:
@@ -239,20 +284,16 @@ class Source:
 
     def all_to_read(self) -> str:
         """Take a snapshot before everything is read, which tables are then read as a whole for."""
-        self.one(READS_ALL)
+        self.run(READS_ALL)
         return self.snapshot()
 
     def advance(self, point: Point, token: str, snapshot: str) -> None:
         """Write where the mirrors stand now; it counts once the transaction is committed."""
-        with self.connection.cursor() as cursor:
-            values = {**self.bucket, "number": point.number + 1, "token": token, "snapshot": snapshot}
-            cursor.execute(ADVANCE, values)
+        self.run(NEXT_POINT, number=point.number + 1, token=token, snapshot=snapshot)
 
     def rebuilt(self, reason: str, seconds: float) -> None:
         """Write that everything was mirrored anew."""
-        values = {"reason": reason, "milliseconds": round(seconds * 1000), "leader": here()}
-        with self.connection.cursor() as cursor:
-            cursor.execute(REBUILT, {**self.bucket, **values})
+        self.run(REBUILT, reason=reason, milliseconds=round(seconds * 1000), leader=here())
 
     def empty(self) -> bool:
         """Empty outbox and points where they have grown; False where they are small, in use, or much waits."""

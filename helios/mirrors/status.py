@@ -4,31 +4,21 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine
 
-from helios.errors import SchemaError
 from helios.mirrors.keys import BUCKET
+from helios.mirrors.nodes import ask
 from helios.mirrors.relay import Relay
 from helios.mirrors.source import NEWEST_POINT, Source, statement
+from helios.mirrors.spread import Relays
 from helios.mirrors.store import ALIVE
-from helios.mirrors.values import literal, voucher
-from helios.models import mirror_state
+from helios.mirrors.values import voucher
 
 if TYPE_CHECKING:
     from redis import Redis
 
+LOOKS = 5  # before the two sides are told to be apart
 MOST = 1_000_000  # entries that are counted
-# What revision 0002 began with, and a dump without these tables' rows leaves out.
-STATE = statement("INSERT INTO {state} (bucket, server, form) VALUES ({of}, 0, '')", of=literal(BUCKET))
-POINT = statement(
-    "INSERT INTO {points} (bucket, number, token, snapshot) VALUES ({of}, 0, 'nothing yet', '1:1:')", of=literal(BUCKET)
-)
-STANDS = text(
-    statement(
-        "SELECT EXISTS (SELECT FROM {state} WHERE bucket = {of}), EXISTS (SELECT FROM {points} WHERE bucket = {of})",
-        of=literal(BUCKET),
-    )
-)
 STAND = statement(f"""
     SELECT token, relayed_at, number, leader, rebuilt_at, rebuild_reason, rebuild_milliseconds,
            (SELECT count(*) FROM (
@@ -59,21 +49,6 @@ class Status:
     rebuild_seconds: float | None
 
 
-def refuse_lost_rows(connection: Connection) -> None:
-    """Let a program go on only where PostgreSQL knows where the mirrors stand, as a dump without these rows does not.
-
-    Raises:
-        SchemaError: a row is lost; the message holds the SQL that puts it back.
-
-    """
-    lost = [row for row, there in zip((STATE, POINT), connection.execute(STANDS).one(), strict=True) if not there]
-    if lost:
-        raise SchemaError(
-            f"schema {mirror_state.schema!r} has lost the rows that say where the mirrors stand: "
-            f"run as its owner: {'; '.join(lost)}; and then `helios mirror rebuild`"
-        )
-
-
 def status(engine: Engine, client: "Redis", bucket: str = BUCKET) -> Status:
     """Ask both sides; needs no right but to read.
 
@@ -81,17 +56,24 @@ def status(engine: Engine, client: "Redis", bucket: str = BUCKET) -> Status:
         psycopg2.Error, RedisError, OSError: PostgreSQL or Redis is not reached.
 
     """
+    for _ in range(LOOKS):
+        found = look(engine, client, bucket)
+        if found.together:
+            break
+    return found
+
+
+def look(engine: Engine, client: "Redis", bucket: str) -> Status:
+    """Ask one side after the other; between the two a relay may have moved on."""
     source = Source(engine, bucket)
     try:
         token, at, number, leader, rebuilt_at, reason, milliseconds, backlog, size = source.one(STAND)
         place, server = source.home.place, source.home.server
     finally:
         source.close()
-    pipeline = client.pipeline(transaction=False)
-    for command in (("GET", place.token), ("PTTL", place.heartbeat), ("GET", place.heartbeat)):
-        pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-    found, lives, of = pipeline.execute()
-    alive = lives > 0 and of == voucher(server).encode()
+    told = [("GET", place.token), ("PTTL", place.heartbeat), ("GET", place.heartbeat)]
+    found, lives, of = ask(client, place.token, told)
+    alive = 0 < lives <= ALIVE and of == voucher(server).encode()
     return Status(
         bucket=bucket,
         relayed=alive,
@@ -119,25 +101,30 @@ METRICS = {
 }
 
 
-def metrics(relay: Relay, now: float) -> str:
-    """Write what a relay has done as Prometheus reads it.
+def statuses(engine: Engine, client: "Redis") -> list[Status]:
+    """Ask both sides about every bucket, as `status` does about one."""
+    return [status(engine, client, each.bucket) for each in Relays(engine, client).every()]
+
+
+def metrics(relay: Relay | Relays, now: float) -> str:
+    """Write what a relay has done as Prometheus reads it; of several, each with its bucket as a label.
 
     Args:
-        relay: the relay.
+        relay: the relay, or those of all buckets.
         now: the monotonic clock's seconds.
 
     """
-    counts = asdict(relay.counts)
+    relays = relay.relays if isinstance(relay, Relays) else (relay,)
+    labels = {each: f'{{bucket="{each.bucket}"}}' if len(relays) > 1 else "" for each in relays}
     lines = []
     for name, help_text in METRICS.items():
-        lines += [
-            f"# HELP helios_mirror_{name}_total {help_text}.",
-            f"# TYPE helios_mirror_{name}_total counter",
-            f"helios_mirror_{name}_total {counts[name]}",
-        ]
+        lines += [f"# HELP helios_mirror_{name}_total {help_text}.", f"# TYPE helios_mirror_{name}_total counter"]
+        lines += [f"helios_mirror_{name}_total{labels[each]} {asdict(each.counts)[name]}" for each in relays]
     lines += [
         "# HELP helios_mirror_lag_seconds Seconds since this relay knew both sides alike; -1 while it does not.",
         "# TYPE helios_mirror_lag_seconds gauge",
-        f"helios_mirror_lag_seconds {now - relay.beaten if relay.proved else -1:.3f}",
     ]
+    for each in relays:
+        lag = now - each.beaten if each.proved else -1
+        lines.append(f"helios_mirror_lag_seconds{labels[each]} {lag:.3f}")
     return "\n".join(lines) + "\n"

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 from helios.errors import HeliosError
 from helios.mirrors.image import Writes
 from helios.mirrors.keys import Place
+from helios.mirrors.nodes import UNREACHED, find_anew, pool_of
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 ALIVE = 60_000  # milliseconds that a heartbeat lives: a reader's lag is this less its time to live
 # What an ACL has to allow, beside `~<pattern>` for the keys: the relay, its check included, and a reader.
 RELAY_COMMANDS = "watch unwatch multi exec get mget set mset del unlink hset hdel hgetall scan hello auth select ping"
+CLUSTER_COMMANDS = "cluster|slots command"  # what a Redis Cluster takes on top, of either
 READER_COMMANDS = "get mget pttl hget hgetall hello auth select ping"
 
 
@@ -32,10 +34,19 @@ class Store:
     """A connection to the Redis that holds a bucket; `token` is what the bucket says it stands at, None for nothing."""
 
     def __init__(self, client: "Redis", place: Place) -> None:
-        self.pool = client.connection_pool
         self.place = place
-        self.connection: Any = self.pool.get_connection()
         self.token: str | None = None
+        try:
+            self.connect(pool_of(client, place.token))
+        except UNREACHED:
+            if not find_anew(client):
+                raise
+            self.connect(pool_of(client, place.token))
+
+    def connect(self, pool: Any) -> None:  # noqa: ANN401 - redis-py's
+        """Take a connection, and watch the token."""
+        self.pool = pool
+        self.connection: Any = pool.get_connection()
         try:
             self.watch()
         except BaseException:

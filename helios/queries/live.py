@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from redis.exceptions import RedisError
 from sqlalchemy import Select, Table, bindparam, func, select
 
 from helios.errors import InputError
@@ -20,6 +19,7 @@ from helios.mirrors.keys import KLINES as SERIES
 from helios.mirrors.keys import ORDERS as OPEN_ORDERS
 from helios.mirrors.keys import POSITIONS as HELD
 from helios.mirrors.keys import TICKER
+from helios.mirrors.nodes import UNREACHED
 from helios.mirrors.patience import ASIDE, PATIENCE, impatient
 from helios.mirrors.values import CANDLE
 from helios.models import OPEN_STATUSES, Account, Instrument, Interval, Order, Position
@@ -78,7 +78,8 @@ class Live:
         client: of the Redis that holds the mirrors, whose address and login are used, by connections of its own that
             `close()` (asynchronously, `aclose()`) or a `with` block gives up; None always asks PostgreSQL.
         max_lag: how far the mirrors may be behind PostgreSQL, where a call does not say it.
-        patience: the longest that Redis may take to connect or to answer. One that does not is left alone for a second.
+        patience: the longest that Redis may take to connect or to answer. One that does not is left alone for a second;
+            of a Redis Cluster, what is in the same bucket.
 
     """
 
@@ -88,8 +89,7 @@ class Live:
         self.client = None if client is None else impatient(client, patience.total_seconds())
         self.max_lag = max_lag
         self.home: Home | None = None
-        self.failing = False
-        self.aside_until = 0.0
+        self.aside_until: dict[str, float] = {}  # buckets that failed
 
     def __enter__(self) -> Self:
         """Close at the end of the block."""
@@ -161,7 +161,7 @@ class Live:
         It is in no table and needs no relay. PostgreSQL has nothing to say where Redis fails.
         """
         series = (*instrument, Interval(interval).value)
-        asked = self.ask(reader, lambda mirror: read_candle(mirror, series))
+        asked = self.ask(reader, series, lambda mirror: read_candle(mirror, series))
         return candle_of(asked[1]) if asked and asked[1] else None
 
     def closed(
@@ -213,29 +213,34 @@ class Live:
             key = mirror.place.key(table, *name)
             return mirror.hashes(key) if table in (OPEN_ORDERS, HELD) else mirror.texts(key)
 
-        home, seen = self.ask(reader, read) or (None, None)
+        home, seen = self.ask(reader, name, read) or (None, None)
         lag = self.max_lag if max_lag is None else max_lag
         if home is None or seen is None or seen.lag > lag or seen.contents[0] is None:
             return None
         now = home.now()
         return Found(seen.contents[0], now - seen.lag, now)
 
-    def ask(self, reader: Reader, read: Callable[[Mirror], Seen | bytes | None]) -> tuple[Home, Any] | None:
-        """Ask Redis, as whose mirrors; None where it fails, or is left alone because it did."""
+    def ask(
+        self, reader: Reader, name: tuple[str, ...], read: Callable[[Mirror], Seen | bytes | None]
+    ) -> tuple[Home, Any] | None:
+        """Ask Redis about something, as whose mirrors; None where it fails, or is left alone because it did."""
         began = time.monotonic()
-        if self.client is None or began < self.aside_until:
+        if self.client is None:
             return None
-        if self.failing:
-            self.aside_until = began + ASIDE  # this one tries, the others go on to PostgreSQL
         home = self.home or self.meet(reader)
+        bucket = home.mirror.place.at(name).bucket
+        if (until := self.aside_until.get(bucket)) is not None:
+            if began < until:
+                return None
+            self.aside_until[bucket] = began + ASIDE  # this one tries, the others go on to PostgreSQL
         try:
             seen = read(home.mirror)
-        except (RedisError, OSError):
-            self.failing, self.aside_until = True, began + ASIDE
+        except UNREACHED:
+            self.aside_until[bucket] = began + ASIDE
             return None
-        self.failing, self.aside_until = False, 0.0
+        self.aside_until.pop(bucket, None)
         if seen is None or began - home.asked_at > KNOWN:
-            self.home = None  # PostgreSQL may be another one by now
+            self.home = None  # PostgreSQL may be another one by now, and the mirrors be spread otherwise
         return home, seen
 
     def meet(self, reader: Reader) -> Home:

@@ -28,7 +28,7 @@ MONITORED = (
 )
 MIRRORED = ("alembic_version", "instruments", "accounts", "tickers", "klines", "orders", "positions", "mirror_outbox")
 CALLABLE = ("join_orders", "make_kline_partition")  # what writers may call; everything else is called by triggers
-RELAYING = ("empty_mirror_outbox",)  # what the relay of the mirrors may call
+RELAYING = ("empty_mirror_outbox", "spread_mirrors")  # what the relay of the mirrors may call
 
 
 @dataclass(frozen=True)

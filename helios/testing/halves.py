@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from helios import db, servers
 from helios.errors import HeliosError, UnreachableError
 from helios.label.images import RUNS
-from helios.mirrors import LostError, Place, Relay
+from helios.mirrors import LostError, Place, Relays
 from helios.models import Ticker
 from helios.schema.preparation import open_runs
 from helios.testing import redis_log, undo
@@ -52,7 +52,7 @@ class Halves:
     owner: str
     place: Place  # of the mirrors: what the relay writes is its own business, and it sets that right by itself
     patience: float  # seconds to wait for a transaction that is still open
-    relay: Relay | None = None
+    relay: Relays | None = None
     rows: PostgresAudit | None = None
     keys: RedisAudit | None = None
 
@@ -108,7 +108,7 @@ class Halves:
             return
         for last in (False, True):  # a server that was restarted meanwhile, or another relay that led, costs one try
             try:
-                if self.redis.exists(self.place.token):
+                if any(self.redis.exists(self.place.of(each.bucket).token) for each in self.relay.every()):
                     self.relay.drain()
             except (psycopg2.Error, RedisError, LostError, OSError) as error:
                 self.relay.close()
@@ -228,7 +228,7 @@ def joined(subject: Subject, connection: Connection) -> Iterator[Halves]:
     place = Place(str(connection.scalar(DATABASE)), subject.schema)
     halves = Halves(connection, client, owner, place, subject.settings.helios_undo_patience)
     if client is not None and subject.helios and subject.schema == Ticker.__table__.schema:
-        halves.relay = Relay(connection.engine, client)
+        halves.relay = Relays(connection.engine, client)
     try:
         yield halves
     finally:

@@ -6,10 +6,13 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, object_session
 
 from helios.mirrors import Place
+from helios.mirrors.keys import bucket_names
 from helios.models import Account, Instrument, Kline, Order, Position, Ticker
+from helios.models.bookkeeping import mirror_state
 
 INSTRUMENT = (Instrument.exchange, Instrument.market, Instrument.symbol)
 ACCOUNT = (Account.exchange, Account.name)
+BUCKETS = select(func.count()).select_from(mirror_state).scalar_subquery()
 
 
 def mirror_keys(instance: object) -> list[str]:
@@ -31,15 +34,16 @@ def mirror_keys(instance: object) -> list[str]:
 
 def of_instrument(number: int) -> Select[Any]:
     """Ask for what people call an instrument."""
-    return select(func.current_database(), *INSTRUMENT).where(Instrument.id == number)
+    return select(func.current_database(), BUCKETS, *INSTRUMENT).where(Instrument.id == number)
 
 
 def of_account(number: int) -> Select[Any]:
     """Ask for what people call an account."""
-    return select(func.current_database(), *ACCOUNT).where(Account.id == number)
+    return select(func.current_database(), BUCKETS, *ACCOUNT).where(Account.id == number)
 
 
 def key(session: Session, table: str, named: Select[Any], *more: str) -> str:
     """Name the key of a natural name, as the session's own transaction sees it."""
-    database, *name = session.connection().execute(named).one()
-    return Place(database, str(Ticker.__table__.schema)).key(table, *name, *more)
+    database, buckets, *name = session.connection().execute(named).one()
+    bucket = bucket_names(max(1, buckets))[0]
+    return Place(database, str(Ticker.__table__.schema), bucket).key(table, *name, *more)

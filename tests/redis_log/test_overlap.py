@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from own_servers import client
 
@@ -99,6 +99,17 @@ def furnish(plain):
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, max_size=14), backwards=st.booleans())
+# What a run left before a test of its own is that run's to its heir too.
+@example(
+    steps=[
+        ("write", 0, 1, "text", 1),
+        ("mark", 0),
+        ("write", 0, 1, "text", 2),
+        ("write", 1, 1, "text", 0),
+        ("undo", 0),
+    ],
+    backwards=False,
+)
 def test_whoever_ends_first_all_is_as_it_was(plain, recorded, steps, backwards):
     """Tests and runs end in any order, in the middle of each other's; nothing is told to be somebody else's."""
     furnish(plain)

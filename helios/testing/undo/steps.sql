@@ -224,14 +224,19 @@ BEGIN
 END
 $$;
 
--- A row that is to go, or whose value is to go, while a row that stays refers to it.
+-- A row that is to go, or whose value is to go, while a row that stays refers to it, or the image of one that is to come
+-- back: a neighbour wrote it, below a row of the runs. So this is asked before _check_children(), which would give it up.
 CREATE OR REPLACE FUNCTION _check_parents(link oid) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     f pg_constraint;
     parent _tables; child _tables;
     other_columns boolean;
-    leaves text; stays text := '';
+    leaves text; stays text := ''; coming text; filled text[];
+    refusal CONSTANT text := $sql$
+        UPDATE %1$s AS p SET helios_act = 'K', helios_why = %2$L FROM %3$s AS t, %7$s
+        WHERE p.helios_act IN ('D', 'U', 'X') AND %4$s AND %5$s AND %6$s%8$s
+    $sql$;
 BEGIN
     SELECT * INTO f FROM pg_constraint WHERE oid = link;
     SELECT * INTO parent FROM _tables WHERE rel = f.confrelid;
@@ -258,11 +263,16 @@ BEGIN
                         'AND NOT coalesce(%s, false)))', child.plan, child.log,
                         _same(child.keys, child.equals, 'pc', 'c'), _refers(link, 'i', 't'));
     END IF;
-    PERFORM _add_check('_parents_' || link, f.confrelid, f.conrelid, format($sql$
-        UPDATE %1$s AS p SET helios_act = 'K', helios_why = %2$L FROM %3$s AS t, %4$s AS c
-        WHERE p.helios_act IN ('D', 'U', 'X') AND %5$s AND %6$s AND %7$s%8$s
-    $sql$, parent.plan, 'referenced from ' || f.conrelid::regclass, parent.name, _table_name(f.conrelid),
-        _same(parent.keys, parent.equals, 't', 'p'), _refers(link, 'c', 't'), leaves, stays));
+    filled := ARRAY[parent.plan, 'referenced from ' || f.conrelid::regclass, parent.name,
+        _same(parent.keys, parent.equals, 't', 'p'), _refers(link, 'c', 't'), leaves];
+    PERFORM _add_check('_foreign_1_' || link, f.confrelid, f.conrelid,
+                       format(refusal, VARIADIC filled || ARRAY[_table_name(f.conrelid) || ' AS c', stays]));
+    IF child.rel IS NOT NULL THEN
+        coming := format('%s AS c JOIN %s AS pc ON pc.helios_image = c.helios_step AND %s', child.log, child.plan,
+                         _same(child.keys, child.equals, 'pc', 'c'));
+        PERFORM _add_check('_foreign_1_images_' || link, f.confrelid, f.conrelid, format(refusal,
+            VARIADIC filled || ARRAY[coming, ' AND pc.helios_act IN (''I'', ''U'', ''X'')']));
+    END IF;
 END
 $$;
 
@@ -295,7 +305,7 @@ BEGIN
                          'WHERE pp.helios_act IN (''I'', ''U'', ''X'') AND %s)', parent.plan, parent.log,
                          _refers(link, 'i', 'b'));
     END IF;
-    PERFORM _add_check('_children_' || link, f.conrelid, f.confrelid, format($sql$
+    PERFORM _add_check('_foreign_2_' || link, f.conrelid, f.confrelid, format($sql$
         UPDATE %1$s AS p SET helios_act = 'K', helios_why = %2$L FROM %3$s AS i
         WHERE p.helios_act IN ('I', 'U', 'X') AND i.helios_step = p.helios_image AND %4$s AND %5$s
           AND NOT EXISTS (SELECT FROM %6$s AS t WHERE %7$s%8$s)%9$s
