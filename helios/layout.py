@@ -1,10 +1,16 @@
-"""How the klines are laid out: partitions, as the revisions make them, or a TimescaleDB hypertable."""
+"""How the klines are laid out: partitions, as the revisions make them, a TimescaleDB hypertable, or shards of Citus."""
 
+from collections.abc import Sequence
+from datetime import datetime
 from enum import StrEnum
 
 from sqlalchemy import Connection, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import Session
 
 from helios.errors import SchemaError
+
+Written = tuple[int, str, datetime, datetime]  # instrument id, interval, first and last open time
 
 
 class Layout(StrEnum):
@@ -12,6 +18,7 @@ class Layout(StrEnum):
 
     PARTITIONS = "partitions"
     TIMESCALEDB = "timescaledb"
+    CITUS = "citus"
 
 
 KIND = text("SELECT relkind FROM pg_class WHERE oid = to_regclass(format('%I.klines', CAST(:schema AS text)))")
@@ -20,7 +27,11 @@ IS_HYPERTABLE = text("""
     SELECT EXISTS (SELECT FROM timescaledb_information.hypertables
                    WHERE hypertable_schema = :schema AND hypertable_name = 'klines')
 """)
-INSTALLED = text("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")
+INSTALLED = text("SELECT extversion FROM pg_extension WHERE extname = :name")
+# Made by the conversion in the transaction that puts the shards in place, and dropped by the one back.
+DISTRIBUTED = text("""
+    SELECT to_regprocedure(format('%I.newest_klines(integer, text, integer)', CAST(:schema AS text))) IS NOT NULL
+""")
 EXTENSION_SCHEMA = text("""
     SELECT quote_ident(nspname) FROM pg_extension JOIN pg_namespace AS space ON space.oid = extnamespace
     WHERE extname = 'timescaledb'
@@ -30,6 +41,11 @@ OF_PARTITIONS = text("""
            sum(pg_total_relation_size(oid))::bigint
     FROM pg_partition_tree(to_regclass(format('%I.klines', CAST(:schema AS text)))) JOIN pg_class ON oid = relid
     WHERE relkind = 'r'
+""")
+OF_SHARDS = text("""
+    SELECT sum(citus_relation_size(leaf) / 100)::bigint, sum(citus_total_relation_size(leaf, false))::bigint
+    FROM pg_inherits CROSS JOIN LATERAL CAST(inhrelid AS regclass) AS leaf
+    WHERE inhparent = to_regclass(format('%I.klines', CAST(:schema AS text)))
 """)
 
 
@@ -44,27 +60,51 @@ def layout_of(connection: Connection, schema: str) -> Layout:
     if kind is None:
         raise SchemaError(f"schema {schema!r} holds no klines: run `helios upgrade`")
     if kind == "p":
-        return Layout.PARTITIONS
-    if timescaledb(connection) and connection.scalar(IS_HYPERTABLE, {"schema": schema}):
+        return Layout.CITUS if distributed(connection, schema) else Layout.PARTITIONS
+    if version_of(connection, "timescaledb") and connection.scalar(IS_HYPERTABLE, {"schema": schema}):
         return Layout.TIMESCALEDB
     raise SchemaError(f"{schema}.klines is neither partitioned nor a hypertable: put back the table that upgrades made")
 
 
-def timescaledb(connection: Connection) -> str | None:
-    """Tell the version of TimescaleDB that is installed in the database; None where it is not."""
-    version = connection.scalar(INSTALLED)
+def distributed(reader: Connection | Session, schema: str) -> bool:
+    """Tell whether klines are shards of Citus: then no trigger follows them, and some questions take another form."""
+    return bool(reader.scalar(DISTRIBUTED, {"schema": schema}))
+
+
+def tell_written(writer: Connection | Session, schema: str, written: Sequence[Written]) -> None:
+    """Tell the mirrors, and a conversion under way, which candles were written, where no trigger does: of shards.
+
+    In the transaction that wrote them, and after it wrote: until then they could be no shards yet.
+    """
+    if not written or not distributed(writer, schema):
+        return
+    function = f"{postgresql.dialect().identifier_preparer.quote(schema)}.tell_klines"  # type: ignore[no-untyped-call]
+    names = {"ids": "integer", "intervals": "text", "firsts": "timestamptz", "lasts": "timestamptz"}
+    arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in names.items())
+    columns = zip(*written, strict=True)
+    writer.execute(text(f"SELECT {function}({arrays})"), dict(zip(names, map(list, columns), strict=True)))
+
+
+def leaf_of(layout: Layout, interval: str, year: int) -> str:
+    """Name the partition of an interval and a UTC year; shards have other names, to be made beside partitions."""
+    return f"klines_{interval}_{year}{'_shards' if layout is Layout.CITUS else ''}"
+
+
+def version_of(connection: Connection, extension: str) -> str | None:
+    """Tell the version of an extension that is installed in the database; None where it is not."""
+    version = connection.scalar(INSTALLED, {"name": extension})
     return None if version is None else str(version)
 
 
 def size_of(connection: Connection, schema: str, layout: Layout) -> tuple[int, int]:
     """Tell how many klines there are, as the server estimates it, and their bytes with indexes and compressed parts."""
-    if layout is Layout.PARTITIONS:
-        rows, size = connection.execute(OF_PARTITIONS, {"schema": schema}).one()
-    else:
+    if layout is Layout.TIMESCALEDB:
         there = connection.scalar(EXTENSION_SCHEMA)
-        statement = f"""
+        statement = text(f"""
             SELECT {there}.approximate_row_count(klines), {there}.hypertable_size(klines)
             FROM to_regclass(format('%I.klines', CAST(:schema AS text))) AS klines
-        """
-        rows, size = connection.execute(text(statement), {"schema": schema}).one()
+        """)
+    else:
+        statement = OF_SHARDS if layout is Layout.CITUS else OF_PARTITIONS
+    rows, size = connection.execute(statement, {"schema": schema}).one()
     return int(rows or 0), int(size or 0)

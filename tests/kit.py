@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import redis
 from installation import rows, run_sql, variables
+from own_servers import client
 from sqlalchemy import URL
 
 REAL = """
@@ -38,10 +39,6 @@ def seed_keys(valkey: URL) -> None:
         there.set("price:BTCUSDT", "96340.61", px=3_600_000)
         there.hset("TEST:BTCUSDT", mapping={"bid": "96340.60", "ask": "96340.62"})
         there.rpush("queue:TESTUSDT", *range(5))
-
-
-def client(valkey: URL) -> redis.Redis:
-    return redis.Redis.from_url(valkey.render_as_string(hide_password=False))
 
 
 def content(url: URL, schema: str = "helios_trading") -> dict[str, str]:

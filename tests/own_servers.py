@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import redis
 from sqlalchemy import URL, create_engine, text
 from sqlalchemy.pool import NullPool
 
 from helios import servers
+from helios.db.clusters import is_cluster, plain
+from helios.label.clients import RecordedRedis
+from helios.label.cluster_clients import Cluster, RecordedCluster
 from helios.settings import Settings
 
 CHOSEN = Settings.from_environment()
@@ -32,8 +36,18 @@ def ask(url: URL, sql: str) -> object:
         return result.scalar() if result.returns_rows else None
 
 
-def client(url: URL) -> "redis.Redis":
-    return redis.Redis.from_url(url.render_as_string(hide_password=False))
+def client(url: URL, **options: Any) -> Any:
+    """A client that records nothing, of one Redis or of a Redis Cluster."""
+    return (Cluster if is_cluster(url) else redis.Redis).from_url(address(url), **options)
+
+
+def recording_client(url: URL, **options: Any) -> Any:
+    """A client that records, likewise."""
+    return (RecordedCluster if is_cluster(url) else RecordedRedis).from_url(address(url), **options)
+
+
+def address(url: URL) -> str:
+    return plain(url) if is_cluster(url) else url.render_as_string(hide_password=False)
 
 
 def end(server: servers.Postgres | servers.Valkey) -> None:

@@ -4,11 +4,10 @@ import time
 
 import pytest
 from installation import use
-from own_servers import client
+from own_servers import client, recording_client
 from sqlalchemy import create_engine, delete, insert, select, text
 
 from helios import db, label
-from helios.label.clients import RecordedRedis
 from helios.models import Instrument, Market
 from helios.settings import Settings
 from helios.testing import redis_log
@@ -93,12 +92,14 @@ def test_savepoints_of_rows_that_are_gone_are_not_told(connection, neighbour, sy
 
 
 def test_a_table_too_large_to_read_is_named(connection, neighbour, symbol, monkeypatch):
-    """What was not looked at is said."""
+    """What was not looked at is said, where somebody wrote and did not take it back."""
     from helios.testing.audit import rows  # noqa: PLC0415 - to make a small table a large one
 
     monkeypatch.setattr(rows, "LARGEST", -1)
     audit = PostgresAudit(connection, TABLES)
     audit.begin()
+    wrote(neighbour, symbol, commit=False)
+    assert audit.report() is None
     wrote(neighbour, symbol)
     found = audit.report()
     assert ({}, "not looked at, being large: helios_trading.instruments") == (found.what, found.blind)
@@ -139,7 +140,7 @@ def recorded(plain, valkey, monkeypatch):
     """A labelled client of a run that has begun."""
     redis_log.begin(plain, 7, "here")
     monkeypatch.setenv(label.VARIABLE, "7")
-    made = RecordedRedis.from_url(valkey.render_as_string(hide_password=False))
+    made = recording_client(valkey)
     yield made
     made.close()
 

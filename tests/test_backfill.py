@@ -18,9 +18,10 @@ import make_klines
 import pytest
 from server_user import alive, until
 from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from helios.backfill import Mode, Report, Stage, load, recognise
+from helios.backfill import Mode, Report, Stage, load, recognise, tables
 from helios.backfill.tiers import Tier
 from helios.errors import HeliosError
 
@@ -272,6 +273,17 @@ def test_two_loads_of_one_series_at_once(writer, held, symbol, tmp_path) -> None
         reports = list(pool.map(lambda _: load(writer, recognise(made.path), again=True), range(2)))
     assert {Mode.DIRECT, Mode.COMPARED} == {report.mode for report in reports}
     assert 5000 == sum(report.written for report in reports) == len(held(symbol))
+
+
+def test_an_instrument_that_is_loaded_is_not_deleted(writer, owner, symbol, tmp_path) -> None:
+    """Whoever would delete it waits for the load: klines have no foreign key that would tell."""
+    source = recognise(make_klines.make_file(tmp_path, symbol, "1m", start=JANUARY, rows=10).path)
+    load(writer, source)
+    with owner.connect() as other, writer.begin() as connection:
+        tables.hold_instrument(connection, source)
+        other.execute(text("SET lock_timeout TO '50ms'"))
+        with pytest.raises(OperationalError, match="lock timeout"):
+            other.execute(text("DELETE FROM helios_trading.instruments WHERE symbol = :symbol"), {"symbol": symbol})
 
 
 def test_a_feed_beside_the_load(writer, held, symbol, tmp_path) -> None:

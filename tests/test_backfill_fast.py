@@ -111,6 +111,17 @@ def test_both_tiers_agree(spoiled, moved, cut, block, market, unit, width) -> No
     assert list(rows_of_text(base)) == list(rows_of_binary(fast, 6 if width == 12 else -1))
 
 
+def test_a_carriage_return_between_two_rows_makes_none_of_them_a_line() -> None:
+    """Rejected by both tiers, also where an empty line makes up the number of lines that pyarrow would count."""
+    lines = make_klines.official(
+        make_klines.candles("BTCUSDT", "1m", JANUARY, 120, market="um", unit="ms"), header=False, crlf=False
+    ).splitlines()
+    content = ("\n".join(lines[:50]) + "\r" + "\n".join(lines[50:]) + "\n\n").encode()
+    for kind in (Checker, FastChecker):
+        _, found, _ = reading_of(kind, content, 12, 1 << 19)
+        assert (118, 1) == (found["good"], found["rejected"])
+
+
 @given(st.decimals(0, 10**30, allow_nan=False, allow_infinity=False) | st.decimals(0, 1, places=30))
 def test_any_number_as_numeric(number) -> None:
     """A number of any length is written exactly."""

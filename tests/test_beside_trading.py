@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from installation import COPIED, HEAD, ROOT, ask, engine_of, finish, rows, run_sql, start, variables
+from server_user import until
 from sqlalchemy import URL, text
 
 SCHEMA = "helios_trading"
@@ -170,6 +171,21 @@ def test_an_index_is_built_concurrently_part_by_part(upgraded, revise):
     run_sql(upgraded, ask(upgraded, mark, line=line_of_marker(upgraded)))
     finish(run("downgrade", HEAD))
     assert 0 == ask(upgraded, INDEXES.replace("%'", "'"))
+
+
+def test_an_index_waits_for_a_writer_as_long_as_it_takes(upgraded, revise):
+    """It blocks nobody meanwhile, and giving up after the lock timeout would leave it half built."""
+    run = revise(INDEX_KLINES | {"up": 'op.create_index_concurrently("ix_signals_price", "signals", ["price"])'})
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONC%' AND wait_event_type = 'Lock'"
+    with engine_of(upgraded).connect() as writer:
+        writer.execute(text(f"DELETE FROM {SCHEMA}.signals"))
+        upgrade = run("upgrade", "head", DATABASE_LOCK_TIMEOUT="0.2")
+        until(lambda: ask(upgraded, waiting))
+        time.sleep(0.5)
+        assert 1 == ask(upgraded, waiting)
+        writer.commit()
+    finish(upgrade)
+    assert [] == rows(upgraded, INVALID)
 
 
 def test_a_killed_index_build_is_completed_by_the_next(upgraded, revise):

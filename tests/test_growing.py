@@ -9,8 +9,9 @@ from installation import engine_of, rows, run_sql
 
 from helios import backfill, growing
 from helios.errors import InputError, SchemaError
+from helios.growing.ground import run
 from helios.growing.planning import refuse_unfit
-from helios.growing.work import MOST_ROWS, batches, joined
+from helios.growing.work import MOST_ROWS, Work, batches, joined
 from helios.layout import Layout, layout_of
 
 SCHEMA = "helios_trading"
@@ -30,6 +31,14 @@ def test_a_server_without_timescaledb_is_told_how_to_get_it(helios, upgraded):
         assert "TimescaleDB is not installed" in talk
         assert "CREATE EXTENSION timescaledb" in talk
     assert [] == rows(upgraded, "SELECT relname FROM pg_class WHERE relname LIKE 'klines_next%'")
+
+
+def test_a_server_without_citus_is_told_how_to_get_it(helios, upgraded):
+    """The plan is refused with exit status 1, with what to install and what to run."""
+    status, said, talk = helios("klines", "convert", "--to", "citus")
+    assert (1, "") == (status, said)
+    assert "Citus is not installed in this database" in talk
+    assert "citus_add_node" in talk
 
 
 def test_partitions_stay_partitions(helios, upgraded):
@@ -124,6 +133,35 @@ def test_what_was_begun_and_is_not_wanted_is_dropped(helios, upgraded):
         UNION SELECT tgname FROM pg_trigger WHERE tgname LIKE 'note%'
     """
     assert [] == rows(upgraded, left)
+
+
+class Beside:
+    """A place for the copy that needs no extension: a plain table."""
+
+    def make(self, connection):
+        """Make it."""
+        run(connection, f"CREATE TABLE {SCHEMA}.klines_next (LIKE {SCHEMA}.klines INCLUDING ALL)")
+
+    def make_room(self, connection, interval, first, last):
+        """Make nothing: it takes every row."""
+
+
+def test_what_a_conversion_writes_down_tells_no_mirror(upgraded):
+    """One batch is written down and copied, and the outbox stays empty: the copy and its notes have no such trigger."""
+    candle = f"""
+        INSERT INTO {SCHEMA}.klines (instrument_id, interval, open_time, open, high, low, close, volume)
+        VALUES (1, '1m', '2025-03-01Z', 1, 1, 1, 1, 1)
+    """
+    run_sql(upgraded, candle, f"TRUNCATE {SCHEMA}.mirror_outbox")
+    with engine_of(upgraded).begin() as connection:
+        run(connection, f"SET LOCAL search_path TO {SCHEMA}, pg_temp")
+        working = Work(connection, SCHEMA, Beside(), Layout.PARTITIONS)
+        working.begin()
+        working.plan_batches()
+        batch = working.following("copied")
+        assert 1 == working.copy(batch)
+        assert working.agrees(batch)
+    assert [] == rows(upgraded, f"SELECT subject, key FROM {SCHEMA}.mirror_outbox")
 
 
 def test_batches_hold_every_candle_once():

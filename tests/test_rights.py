@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-from installation import engine_of, login, made, run_sql, upgrade
+from installation import COPIED, engine_of, login, made, run_sql, upgrade
 from sqlalchemy import URL, Connection, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
-from helios.schema.roles import roles_of
+from helios.schema import grants
+from helios.schema.roles import Roles, roles_of
 from helios.settings import Settings
 
 DENIED = "42501"
@@ -183,3 +184,33 @@ def test_a_partition_made_by_a_writer_takes_its_inserts_alone(installed):
         for table in ("klines", "klines_1h_2041"):
             candle = KLINE.replace("1m", "1h").replace("2025", "2041")
             assert allowed(connection, f"INSERT INTO helios_trading.{table} {candle}")
+
+
+def test_default_privileges_in_another_schema_are_none_in_this_one(upgraded):
+    """Tables that are made in a schema beside may be readable already: those of this one are granted all the same."""
+    run_sql(
+        upgraded,
+        f"CREATE SCHEMA beside AUTHORIZATION {COPIED}_owner",
+        f"ALTER DEFAULT PRIVILEGES FOR ROLE {COPIED}_owner IN SCHEMA beside GRANT SELECT ON TABLES TO {COPIED}_reader",
+        f"ALTER DEFAULT PRIVILEGES FOR ROLE {COPIED}_owner IN SCHEMA helios_trading "
+        f"REVOKE SELECT ON TABLES FROM {COPIED}_reader",
+    )
+    roles = roles_of(Settings.from_environment(), str(upgraded.database))
+    with engine_of(upgraded).connect() as connection:
+        [step] = grants.missing(connection, "helios_trading", roles, None)
+    expected = f"FOR ROLE {COPIED}_owner IN SCHEMA helios_trading GRANT SELECT ON TABLES TO {COPIED}_reader"
+    assert f"ALTER DEFAULT PRIVILEGES {expected}" == step.statement
+
+
+def test_a_statement_that_does_not_help_is_run_once(upgraded, monkeypatch):
+    """It is told as missing; the upgrade does not run it for ever."""
+    looks = []
+
+    def missing(*_):
+        looks.append(True)
+        assert len(looks) < 4
+        return [grants.Step("SELECT 1", able=True)]
+
+    monkeypatch.setattr(grants, "missing", missing)
+    with engine_of(upgraded).connect() as connection:
+        assert ["SELECT 1"] == grants.complete(connection, "helios_trading", Roles(), None)

@@ -10,6 +10,8 @@ from sqlalchemy import Connection, text
 from helios.adopting.ancestor import HISTORY, ORDERS, Heir
 from helios.adopting.mapping import ALL, FLOATS, Mapping
 from helios.adopting.source import Found, Source, tables
+from helios.errors import SchemaError
+from helios.layout import distributed
 from helios.models import Kline
 
 Tell = Callable[[str, int, int], None]
@@ -74,10 +76,12 @@ def plan(connection: Connection, source: Source | None = None, *, progress: Tell
 
     Raises:
         InputError: there is nothing to adopt, or a column is of a type that cannot be read.
+        SchemaError: klines are shards of Citus.
         RightsError: the login may not read the ancestor's tables; the message holds the SQL that helps.
 
     """
     source = source or Source()
+    refuse_shards(connection)
     prepare(connection)
     pairs = mappings(tables(connection, source), source)
     shares = []
@@ -86,6 +90,20 @@ def plan(connection: Connection, source: Source | None = None, *, progress: Tell
             progress(found.name, number, len(pairs))
         shares.append(share_of(connection, mapping, found))
     return Plan(source=source, shares=shares)
+
+
+def refuse_shards(connection: Connection) -> None:
+    """Refuse klines on Citus, which joins no shards with what is judged row by row.
+
+    Raises:
+        SchemaError: so it is.
+
+    """
+    if distributed(connection, str(Kline.__table__.schema)):
+        raise SchemaError(
+            "klines are shards of Citus, into which nothing can be adopted: adopt before `helios klines convert --to "
+            "citus`, or after `--to partitions`"
+        )
 
 
 def prepare(connection: Connection) -> None:

@@ -26,6 +26,7 @@ from helios.backfill.stamp import stamp_of
 from helios.backfill.tiers import Tier, chosen, reading
 from helios.backfill.verdict import completed, judged, moment
 from helios.errors import HeliosError, InputError
+from helios.layout import tell_written
 from helios.models import Interval, Kline, KlineFile, QualitySubject
 
 MONDAY = 4 * 86_400_000  # 1970-01-05, where weeks are counted from
@@ -330,6 +331,9 @@ class Load:
                 "Load it again"
             )
         report = completed(Report(source=self.source, mode=mode, inserted=counts[0], changed=counts[1]), found)
+        if report.first and report.last and mode is not Mode.INITIAL:  # which tells of its partitions itself
+            written = (instrument_id, str(self.source.interval), report.first, report.last)
+            tell_written(self.connection, str(Kline.__table__.schema), [written])
         if self.rejects is not None and report.rejected:
             report.rejects = write_rejects(self.rejects, self.source, rows_in.rejected())
         elif self.rejects is not None:

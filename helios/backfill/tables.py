@@ -10,13 +10,13 @@ from sqlalchemy.dialects.postgresql import insert
 from helios.backfill.reading import Reading
 from helios.backfill.source import Source
 from helios.errors import HeliosError
-from helios.layout import Layout, layout_of
+from helios.layout import Layout, distributed, layout_of, leaf_of
 from helios.models import DataQualityMetric, Instrument, Kline, KlineFile
 
 KEY = ("instrument_id", "open_time")
 PLAIN_VALUES = ("open", "high", "low", "close", "volume")
 OFFICIAL_VALUES = (*PLAIN_VALUES, "quote_volume", "trades", "taker_buy_volume", "taker_buy_quote_volume")
-STAGE = "pg_temp.helios_klines_stage"
+STAGE, DIFFERENCE = "pg_temp.helios_klines_stage", "pg_temp.helios_klines_difference"
 # Partitions that fire every trigger that an INSERT into klines fires: one made since klines was given a trigger, as a
 # test run gives it some, may lack it. And that stay: what is being detached by now is about to be dropped.
 LOADABLE = text("""
@@ -107,13 +107,14 @@ def lock_series(connection: Connection, instrument_id: int, source: Source) -> N
 def missing_partitions(connection: Connection, source: Source, years: list[int]) -> list[int]:
     """List the years that have no partition of this interval."""
     schema = str(Kline.__table__.schema)
-    if layout_of(connection, schema) is not Layout.PARTITIONS:
+    layout = layout_of(connection, schema)
+    if layout is Layout.TIMESCALEDB:
         return []
     there = text("SELECT to_regclass(format('%I.%I', CAST(:schema AS text), CAST(:name AS text))) IS NOT NULL")
     return [
         year
         for year in years
-        if not connection.execute(there, {"schema": schema, "name": f"klines_{source.interval}_{year}"}).scalar()
+        if not connection.execute(there, {"schema": schema, "name": leaf_of(layout, source.interval, year)}).scalar()
     ]
 
 
@@ -198,24 +199,35 @@ def write_differences(
     names = (*KEY, "interval", *values)
     listed = ", ".join(f'"{name}"' for name in names)
     old, new = (", ".join(f'{table}."{name}"' for name in values) for table in ("k", "s"))
-    statement = f"""
-        WITH difference AS MATERIALIZED (
-            SELECT {", ".join(f's."{name}"' for name in names)}, k.instrument_id IS NOT NULL AS is_known
-            FROM {STAGE} AS s
-            LEFT JOIN {klines} AS k
-                ON k.open_time = s.open_time AND k.instrument_id = :instrument_id AND k."interval" = :interval
-                AND k.open_time BETWEEN :first AND :last
-            WHERE k.instrument_id IS NULL OR ({old}) IS DISTINCT FROM ({new})
-        ), written AS (
-            INSERT INTO {klines} AS k ({listed}) SELECT {listed} FROM difference
-            ON CONFLICT (instrument_id, "interval", open_time) DO UPDATE
-                SET {", ".join(f'"{name}" = excluded."{name}"' for name in values)}
-                WHERE ({old}) IS DISTINCT FROM ({new.replace("s.", "excluded.")})
-        )
-        SELECT count(*) FILTER (WHERE NOT is_known), count(*) FILTER (WHERE is_known) FROM difference
+    difference = f"""
+        SELECT {", ".join(f's."{name}"' for name in names)}, k.instrument_id IS NOT NULL AS is_known
+        FROM {STAGE} AS s
+        LEFT JOIN {klines} AS k
+            ON k.open_time = s.open_time AND k.instrument_id = :instrument_id AND k."interval" = :interval
+            AND k.open_time BETWEEN :first AND :last
+        WHERE k.instrument_id IS NULL OR ({old}) IS DISTINCT FROM ({new})
     """
+    write = f"""
+        INSERT INTO {klines} AS k ({listed}) SELECT {listed} FROM {{difference}}
+        ON CONFLICT (instrument_id, "interval", open_time) DO UPDATE
+            SET {", ".join(f'"{name}" = excluded."{name}"' for name in values)}
+            WHERE ({old}) IS DISTINCT FROM ({new.replace("s.", "excluded.")})
+    """
+    count = "SELECT count(*) FILTER (WHERE NOT is_known), count(*) FILTER (WHERE is_known) FROM {difference}"
     binds = {"instrument_id": instrument_id, "interval": str(source.interval), "first": span[0], "last": span[1]}
-    inserted, changed = connection.execute(text(statement), binds).one()
+    if distributed(connection, str(Kline.__table__.schema)):  # Citus writes to shards in a statement of its own
+        connection.execute(
+            text(f"CREATE TEMPORARY TABLE {DIFFERENCE.split('.')[1]} ON COMMIT DROP AS {difference}"), binds
+        )
+        connection.execute(text(write.format(difference=DIFFERENCE)))
+        inserted, changed = connection.execute(text(count.format(difference=DIFFERENCE))).one()
+        connection.execute(text(f"DROP TABLE {DIFFERENCE}"))
+    else:
+        statement = f"""
+            WITH difference AS MATERIALIZED ({difference}), written AS ({write.format(difference="difference")})
+            {count.format(difference="difference")}
+        """
+        inserted, changed = connection.execute(text(statement), binds).one()
     connection.execute(text(f"DROP TABLE {STAGE}"))
     return int(inserted), int(changed)
 

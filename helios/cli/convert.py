@@ -31,7 +31,7 @@ from helios.settings import Settings
 )
 @json_option
 def convert(*, to: str, apply_it: bool, chunk_days: int, as_json: bool) -> None:
-    """Plan how the klines get into a hypertable of TimescaleDB, or back into partitions; with --apply, do it.
+    """Plan how the klines get into a hypertable of TimescaleDB, onto shards of Citus, or back; with --apply, do it.
 
     Trading goes on: what is there is copied in batches, what changes meanwhile is taken over, every batch is compared,
     and the copy takes the place of the table under a brief lock. Killed, it goes on when it is run again; run with

@@ -17,7 +17,7 @@ from helios.cli.output import json_option, show
 from helios.cli.retain import size
 from helios.db.standby import REPLAYED, WRITTEN
 from helios.errors import HeliosError, SchemaError
-from helios.layout import Layout, layout_of, size_of
+from helios.layout import Layout, layout_of, leaf_of, size_of
 from helios.mirrors import Status, statuses
 from helios.mirrors.nodes import UNREACHED, nodes_of
 from helios.mirrors.status import MOST
@@ -159,19 +159,23 @@ def partitions(connection: Connection, settings: Settings) -> Finding:
     if connection.scalar(UNDER_WAY, {"schema": settings.database_schema}):
         found = "klines were being converted when that ended, and changes are noted until it goes on"
         return Finding(check="partitions", ok=False, found=found, remedy="helios klines convert, as before")
-    if layout_of(connection, settings.database_schema) is Layout.TIMESCALEDB:
+    layout = layout_of(connection, settings.database_schema)
+    if layout is Layout.TIMESCALEDB:
         return Finding(check="partitions", ok=True, found="klines are a hypertable, which makes its chunks by itself")
     year = datetime.now(UTC).year
     used = sorted({each.interval.value for each in queries.coverage(connection, count=False)})
-    wanted = [f"klines_{interval}_{each}" for interval in used for each in (year, year + 1)]
+    wanted = [leaf_of(layout, interval, each) for interval in used for each in (year, year + 1)]
     schema = settings.database_schema
     lacking = [leaf for leaf in wanted if not connection.scalar(LEAF, {"schema": schema, "leaf": leaf})]
     if lacking:
         remedy = "SELECT make_kline_partition(interval, year), as a member of the writer role"
         return Finding(check="partitions", ok=False, found=f"lacks {', '.join(lacking)}", remedy=remedy)
-    return Finding(
-        check="partitions", ok=True, found=f"ready until {year + 2} for {', '.join(used)}" if used else "no klines yet"
-    )
+    found = f"ready until {year + 2} for {', '.join(used)}" if used else "no klines yet"
+    if layout is Layout.CITUS:
+        found = (
+            f"shards of Citus, {found}; what is written past Helios's loader and feed the mirrors learn by their audit"
+        )
+    return Finding(check="partitions", ok=True, found=found)
 
 
 def instruments_are_there(connection: Connection, _settings: Settings) -> Finding:
@@ -249,7 +253,7 @@ def sizes(connection: Connection, settings: Settings) -> Finding:
     schema = settings.database_schema
     row = connection.execute(SIZES, {"schema": schema}).one()
     layout, count = layout_of(connection, schema), row.bytes
-    if layout is not Layout.PARTITIONS:  # chunks lie in a schema of their own
+    if layout is not Layout.PARTITIONS:  # chunks lie in a schema of their own, shards on the workers
         count += size_of(connection, schema, layout)[1]
     return Finding(
         check="size", ok=True, found=f"{size(count)} in {row.tables} tables, {row.partitions} of them partitions"

@@ -1,12 +1,12 @@
 """Clients of a Redis Cluster, made from the settings."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import URL, make_url
 
 from helios import label
-from helios.errors import RecordingError, UnreachableError
+from helios.errors import UnreachableError
 from helios.settings import Settings, cluster_nodes, hide, masked
 
 if TYPE_CHECKING:
@@ -22,7 +22,28 @@ def is_cluster(url: URL) -> bool:
 
 
 def create_redis(settings: Settings, url: URL, options: dict[str, Any]) -> "Redis":
-    """Make a client that finds the node of each key, and connect it.
+    """Make a client that finds the node of each key, and connect it; labelled, it records what it writes.
+
+    Raises:
+        LabelError: this process is production's, and yet labelled.
+        UnreachableError: no node answers, or none that lets this login in.
+
+    """
+    from helios.label.cluster_clients import RecordedCluster  # noqa: PLC0415 - a tenth of a second for its users
+
+    label.permitted_run(settings.helios_environment)
+    return connected(lambda **given: RecordedCluster(**given).believing(settings.helios_environment), url, options)
+
+
+def create_unlabelled_redis(url: URL, options: dict[str, Any]) -> "Redis":
+    """Make the same client without recording."""
+    from helios.label.cluster_clients import Cluster  # noqa: PLC0415 - a tenth of a second for its users
+
+    return connected(Cluster, url, options)
+
+
+def connected(kind: Callable[..., Any], url: URL, options: dict[str, Any]) -> "Redis":
+    """Make a client of a kind, and connect it.
 
     Its `again(nodes, **options)` makes another one of the same cluster, by nodes (host, port) that are known meanwhile.
 
@@ -33,13 +54,11 @@ def create_redis(settings: Settings, url: URL, options: dict[str, Any]) -> "Redi
     import redis  # noqa: PLC0415 - a tenth of a second that only its users pay
     from redis.cluster import ClusterNode  # noqa: PLC0415 - likewise
 
-    refuse_label(settings)
-
     def make(nodes: Iterable[tuple[str, int]], **more: Any) -> Any:  # noqa: ANN401 - redis-py's
         startup = [ClusterNode(*each) for each in nodes]  # type: ignore[no-untyped-call]
         given = {"require_full_coverage": False, **options, **more}
         try:
-            made: Any = redis.RedisCluster(url=plain(url), startup_nodes=startup, **given)
+            made = kind(url=plain(url), startup_nodes=startup, **given)
         except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
             said = hide(" ".join(str(error).split()), url)
             raise UnreachableError(
@@ -53,32 +72,18 @@ def create_redis(settings: Settings, url: URL, options: dict[str, Any]) -> "Redi
 
 def create_async_redis(settings: Settings, url: URL, options: dict[str, Any]) -> "AsyncRedis":
     """Make an asynchronous client likewise; it connects when it is first used."""
-    from redis.asyncio.cluster import ClusterNode, RedisCluster  # noqa: PLC0415 - a tenth of a second for its users
+    from redis.asyncio.cluster import ClusterNode  # noqa: PLC0415 - a tenth of a second for its users
 
-    refuse_label(settings)
+    from helios.label.async_cluster_clients import AsyncRecordedCluster  # noqa: PLC0415 - likewise
 
     def make(nodes: Iterable[tuple[str, int]], **more: Any) -> Any:  # noqa: ANN401 - redis-py's
         startup = [ClusterNode(*each) for each in nodes]
         given = {"require_full_coverage": False, **options, **more}
-        made: Any = RedisCluster.from_url(plain(url), startup_nodes=startup or None, **given)
+        made: Any = AsyncRecordedCluster.from_url(plain(url), startup_nodes=startup or None, **given)
         made.again = make
-        return made
+        return made.believing(settings.helios_environment)
 
     return cast("AsyncRedis", make(others_of(url)))
-
-
-def refuse_label(settings: Settings) -> None:
-    """Refuse a process that is labelled, for what it writes to a Redis Cluster cannot be recorded.
-
-    Raises:
-        LabelError: this process is production's, and yet labelled.
-        RecordingError: it is labelled.
-
-    """
-    if label.permitted_run(settings.helios_environment) is not None:
-        raise RecordingError(
-            "what a test run writes to a Redis Cluster cannot be undone: have REDIS_URL name a single Redis for tests"
-        )
 
 
 def plain(url: URL) -> str:

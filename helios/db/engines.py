@@ -194,6 +194,21 @@ def create_redis(settings: Settings | None = None) -> "Redis":
     return client.believing(settings.helios_environment)
 
 
+def create_unlabelled_redis(settings: Settings) -> "Redis":
+    """Make a client that records nothing, whatever the process belongs to: the testing kit's own.
+
+    Raises:
+        UnreachableError: no node of a Redis Cluster answers.
+
+    """
+    from redis import Redis  # noqa: PLC0415 - a tenth of a second that only its users pay
+
+    url = redis_url(settings)
+    if clusters.is_cluster(url):
+        return clusters.create_unlabelled_redis(url, redis_args(settings))
+    return Redis.from_url(url.render_as_string(hide_password=False), **redis_args(settings))
+
+
 def create_async_redis(settings: Settings | None = None) -> "AsyncRedis":
     """Make an asynchronous Redis client; everything else is as `create_redis` says, but that none connects yet.
 

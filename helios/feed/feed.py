@@ -129,6 +129,9 @@ class Feed:
         for attempt in range(ATTEMPTS):
             known = self._known.copy()
             try:
+                if missing := self.recorder.partitions(reports, known):
+                    with self.factory.begin() as writer:
+                        self.recorder.make_partitions(writer, missing, known)
                 with self.factory.begin() as writer:
                     taken = self.recorder.write(writer, reports, known)
             except (DBAPIError, VanishedError) as error:
@@ -206,6 +209,9 @@ class AsyncFeed:
         for attempt in range(ATTEMPTS):
             known = self._known.copy()
             try:
+                if missing := self.recorder.partitions(reports, known):
+                    async with self.factory.begin() as session:
+                        await session.run_sync(self.recorder.make_partitions, missing, known)
                 async with self.factory.begin() as session:
                     taken = await session.run_sync(self.recorder.write, reports, known)
             except (DBAPIError, VanishedError) as error:

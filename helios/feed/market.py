@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from helios.errors import HeliosError
 from helios.feed.reports import InstrumentReport, KlineReport, TickerReport
 from helios.feed.statements import Writer, columns_of, execute, preparer, quoted, unnested
+from helios.layout import tell_written
 from helios.models import Instrument, Interval, Kline, Market, Ticker, metadata
 
 PRICED = (
@@ -163,7 +164,10 @@ def write_klines(writer: Writer, reports: Iterable[KlineReport], ids: Mapping[st
             SET {", ".join(f'"{name}" = {value}' for name, value in now.items())}
             WHERE ({", ".join(f'k."{name}"' for name in now)}) IS DISTINCT FROM ({", ".join(now.values())})
     """
-    return execute(writer, statement, columns_of([rows[key] for key in sorted(rows)], KLINE_TYPES))
+    count = execute(writer, statement, columns_of([rows[key] for key in sorted(rows)], KLINE_TYPES))
+    # Also where nothing was new: of a commit whose answer was lost, the candles may be there and the telling not.
+    tell_written(writer, str(metadata.schema), [(*key, key[2]) for key in sorted(rows)])
+    return count
 
 
 def hold_instruments(writer: Writer, ids: list[int]) -> None:

@@ -121,6 +121,15 @@ class Recorder:
                 raise InputError(f"message {number}: {error}") from None
         return reports
 
+    def partitions(self, reports: list[Report], known: Known) -> set[tuple[Interval, int]]:
+        """Name the partitions that candles fall into and that nobody knows to be there."""
+        return market.partitions_of(Sorted.of(reports).klines) - known.partitions
+
+    def make_partitions(self, writer: Writer, missing: set[tuple[Interval, int]], known: Known) -> None:
+        """Make partitions in a transaction of their own: beside the owner's work Citus lets nobody else write."""
+        market.make_partitions(writer, missing)
+        known.partitions |= missing
+
     def write(self, writer: Writer, reports: list[Report], known: Known) -> Taken:
         """Write what messages said in a transaction of the caller's, who commits it soon, or starts it again.
 
@@ -135,10 +144,6 @@ class Recorder:
         taken = Taken(instruments=written)
         if told.orders or told.balances:
             taken = self._write_account(writer, told, known, taken)
-        partitions = market.partitions_of(told.klines) - known.partitions
-        if partitions:
-            market.make_partitions(writer, partitions)
-            known.partitions |= partitions
         return replace(
             taken,
             tickers=market.write_tickers(writer, market.conflated(told.tickers), ids),

@@ -1,7 +1,7 @@
-"""Klines moved to what holds more of them, and back: partitions, or a TimescaleDB hypertable; beside trading.
+"""Klines moved to what holds more of them, and back: partitions, a hypertable of TimescaleDB, or shards of Citus.
 
-`plan` looks and refuses, `convert` does it: what is there is copied in batches while triggers note what changes
-meanwhile, every batch is compared, and under a brief lock the copy takes the place of the table.
+`plan` looks and refuses, `convert` does it beside trading: what is there is copied in batches while it is noted what
+changes, every batch is compared, and under a brief lock the copy takes the place of the table.
 """
 
 from helios.growing.converting import Progress, Stage, convert

@@ -17,9 +17,11 @@ from helios import db
 from helios.db.outages import code_of
 from helios.errors import SchemaError
 from helios.growing import swapping
+from helios.growing.ground import run
 from helios.growing.places import Hypertable, place_for
 from helios.growing.planning import Plan, plan
 from helios.growing.work import AT_ONCE, CHANGES, Batch, Work
+from helios.layout import Layout
 from helios.schema import preparation
 from helios.schema.roles import roles_here
 from helios.settings import Settings
@@ -27,7 +29,9 @@ from helios.settings import Settings
 Result = TypeVar("Result")
 log = logging.getLogger("helios.growing")
 FEW = 200  # changes that are taken over under the lock: some milliseconds each at worst
-TRIES = 20
+TRIES, LOOKS = 20, 3  # at a batch, of which so many without stopping who writes to shards
+# To each worker: Citus changes tables, functions and rows in one transaction no other way.
+ONE_CONNECTION = "SET LOCAL citus.multi_shard_modify_mode TO 'sequential'"
 THEN = "let that end, then convert again, which goes on where this ended"
 
 
@@ -101,7 +105,7 @@ class Conversion:
     def begin(self) -> None:
         """Make the tables of the conversion; writers wait for the triggers no longer than the lock timeout."""
         with self.working() as work:
-            work.begin(self.plan.here)
+            work.begin()
 
     def copy(self) -> Iterator[Progress]:
         """Copy batch after batch; of a hypertable, each chunk is compressed once the batches have passed it."""
@@ -143,17 +147,27 @@ class Conversion:
             SchemaError: it does not come to agree.
 
         """
-        for _ in range(TRIES):
-            with self.working() as work:
-                if work.agrees(batch):
-                    work.done(batch, "agreed")
-                    return
-                work.distrust(batch)
+        for look in range(TRIES):
+            if self.patiently(partial(self.agrees, batch, alone=look >= LOOKS)):
+                return
             self.take_over()
         raise SchemaError(
             f"klines of {batch.interval} from {batch.first:%Y-%m-%d} differ from their copy after {TRIES} looks, and "
             "nothing was put in place: somebody writes to partitions or chunks themselves; end that, then convert again"
         )
+
+    def agrees(self, batch: Batch, *, alone: bool) -> bool:
+        """Compare a batch, as of one moment on both sides; of shards only `alone`, while writers wait."""
+        with self.working(steady=self.plan.here is not Layout.CITUS) as work:
+            if alone and self.plan.here is Layout.CITUS:
+                run(work.connection, f"LOCK TABLE ONLY {work.klines} IN SHARE ROW EXCLUSIVE MODE")
+            while work.take_over() == AT_ONCE:
+                pass
+            if work.agrees(batch):
+                work.done(batch, "agreed")
+                return True
+            work.distrust(batch)
+        return False
 
     def take_over(self) -> None:
         """Take over what changed, until less than a transaction takes is left; beside writers there is always more."""
@@ -216,10 +230,14 @@ class Conversion:
             connection.exec_driver_sql(f"ANALYZE {self.schema}.klines")
 
     @contextmanager
-    def working(self) -> Iterator[Work]:
-        """Work in a transaction."""
+    def working(self, *, steady: bool = False) -> Iterator[Work]:
+        """Work in a transaction; a steady one sees nothing of what others write meanwhile."""
         with self.connection.begin():
-            yield Work(self.connection, self.schema, self.place)
+            if steady:
+                run(self.connection, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            if Layout.CITUS in (self.plan.here, self.plan.to):
+                run(self.connection, ONE_CONNECTION)
+            yield Work(self.connection, self.schema, self.place, self.plan.here)
 
     def in_transaction(self, action: Callable[[Work], None]) -> None:
         """Do one thing in a transaction."""

@@ -1,14 +1,15 @@
-"""The two places that klines can be copied into: what each is made of, and how room is made for rows."""
+"""The places that klines can be copied into: what each is made of, and how room is made for rows."""
 
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, text
 
+from helios.growing.ground import NEXT, run
 from helios.growing.planning import Plan
+from helios.growing.sharding import Shards
 from helios.layout import EXTENSION_SCHEMA, Layout
 from helios.models import Interval
 
-NEXT = "klines_next"
 # The least number of hash partitions that keeps every interval apart: then no chunk holds two intervals, so that one
 # is read, compressed and dropped without the others. Partitions without rows cost nothing.
 SLICES = text("""
@@ -127,11 +128,11 @@ class Hypertable:
         connection.execute(text(f"SELECT {there}.compress_chunk(CAST(:chunk AS regclass))"), {"chunk": chunk})
 
 
-def place_for(plan: Plan, schema: str) -> Partitions | Hypertable:
+Place = Partitions | Hypertable | Shards
+
+
+def place_for(plan: Plan, schema: str) -> Place:
     """Choose the place that a plan goes to; the schema is quoted."""
-    return Hypertable(schema, plan) if plan.to is Layout.TIMESCALEDB else Partitions(schema)
-
-
-def run(connection: Connection, statement: str) -> None:
-    """Run a statement as it stands."""
-    connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+    if plan.to is Layout.TIMESCALEDB:
+        return Hypertable(schema, plan)
+    return Shards(schema) if plan.to is Layout.CITUS else Partitions(schema)

@@ -1,13 +1,17 @@
 """The copy takes the place of the table: dressed with its comment, rights and triggers before, renamed under a lock."""
 
-from sqlalchemy import Connection, text
+from collections.abc import Sequence
+from typing import Any
 
-from helios.growing.places import NEXT, run
+from sqlalchemy import Connection, Row, text
+
+from helios.growing.ground import NEXT, run
+from helios.growing.sharding import drop_functions, make_functions
 from helios.growing.work import BATCHES, CHANGES, NOTE, Work
 from helios.layout import Layout
 
-FORMER, KEPT = "klines_former", "make_kline_partition_kept"
-KEY, MAKER = "pk_klines", "make_kline_partition"
+FORMER, KEY = "klines_former", "pk_klines"
+MAKER, MIRROR = ("make_kline_partition", "text, integer"), ("mirror_series", "regclass")
 # A trigger that had to be written otherwise for a hypertable keeps what it was in its comment.
 TRIGGERS = text("""
     SELECT tgname AS name, pg_get_triggerdef(each.oid) AS definition, obj_description(each.oid, 'pg_trigger') AS kept,
@@ -16,6 +20,18 @@ TRIGGERS = text("""
     WHERE tgrelid = CAST(:klines AS regclass) AND NOT tgisinternal AND NOT starts_with(tgname, :note)
       AND pronamespace = (SELECT relnamespace FROM pg_class WHERE oid = tgrelid)
     ORDER BY tgname
+""")
+# Shards have no triggers: those that they have had are written into a comment.
+KEEP_TRIGGERS = text("""
+    SELECT quote_literal(coalesce(jsonb_agg(
+        jsonb_build_object('name', tgname, 'definition', pg_get_triggerdef(each.oid)) ORDER BY tgname), '[]'))
+    FROM pg_trigger AS each JOIN pg_proc ON pg_proc.oid = tgfoid
+    WHERE tgrelid = CAST(:klines AS regclass) AND NOT tgisinternal AND NOT starts_with(tgname, :note)
+      AND pronamespace = (SELECT relnamespace FROM pg_class WHERE oid = tgrelid)
+""")
+KEPT_TRIGGERS = text("""
+    SELECT each->>'name' AS name, each->>'definition' AS definition, NULL AS kept, false AS reads_deleted
+    FROM jsonb_array_elements(CAST(obj_description(to_regprocedure(:keeper), 'pg_proc') AS jsonb)) AS each
 """)
 RIGHTS = text("""
     SELECT privilege_type AS privilege,
@@ -57,11 +73,13 @@ def dress(work: Work, to: Layout) -> None:
     """Give the copy the comment, rights and triggers of klines; before the lock, which is to be brief."""
     connection, named = work.connection, {"klines": work.klines}
     run(connection, f"COMMENT ON TABLE {work.next} IS {connection.scalar(COMMENT, named)}")
-    for right in connection.execute(RIGHTS, named):
+    for right in connection.execute(RIGHTS, named).all():
         run(connection, f"GRANT {right.privilege} ON {work.next} TO {right.grantee}")
     if to is Layout.TIMESCALEDB:
         run(connection, DELETED_BODY.format(schema=work.schema, name=DELETED))
-    for trigger in connection.execute(TRIGGERS, {**named, "note": NOTE}):
+    for trigger in triggers(work):
+        if to is Layout.CITUS:
+            continue  # which has none: who writes klines tells
         run(connection, f"DROP TRIGGER IF EXISTS {trigger.name} ON {work.next}")
         definition = trigger.kept if trigger.kept and trigger.kept.startswith("CREATE TRIGGER") else trigger.definition
         if to is Layout.TIMESCALEDB and trigger.reads_deleted:
@@ -76,28 +94,63 @@ def dress(work: Work, to: Layout) -> None:
             run(connection, definition.replace(f" ON {work.klines} ", f" ON {work.next} ", 1))
 
 
+def triggers(work: Work) -> Sequence[Row[Any]]:
+    """List the triggers of klines, or those that shards have had before they were some."""
+    if work.source is Layout.CITUS:
+        return work.connection.execute(KEPT_TRIGGERS, {"keeper": signature(work.schema, MAKER, "_kept")}).all()
+    return work.connection.execute(TRIGGERS, {"klines": work.klines, "note": NOTE}).all()
+
+
 def put_in_place(work: Work, to: Layout) -> None:
-    """Rename the two tables, and the function that makes partitions with them; klines is locked."""
+    """Rename the two tables, and the functions that go with them; klines is locked."""
     connection, schema = work.connection, work.schema
-    run(connection, f"DROP FUNCTION {schema}.{NOTE}() CASCADE")  # with its triggers
-    run(connection, f"ALTER TABLE {work.klines} RENAME CONSTRAINT {KEY} TO {KEY}_former")
+    if to is not Layout.PARTITIONS:
+        keep_functions(work, to)
+    run(connection, f"DROP FUNCTION IF EXISTS {schema}.{NOTE}() CASCADE")  # with its triggers
+    # By its index, because Citus renames no constraint.
+    run(connection, f"ALTER INDEX {schema}.{KEY} RENAME TO {KEY}_former")
     run(connection, f"ALTER TABLE {work.klines} RENAME TO {FORMER}")
-    run(connection, f"ALTER TABLE {work.next} RENAME CONSTRAINT {NEXT}_pkey TO {KEY}")
+    run(connection, f"ALTER INDEX {schema}.{NEXT}_pkey RENAME TO {KEY}")
     run(connection, f"ALTER TABLE {work.next} RENAME TO klines")
     # Replaced, not renamed, so that it keeps its comment and who may call it.
     if to is Layout.TIMESCALEDB:
-        replace_function(connection, schema, MAKER, KEPT)
-        run(connection, f"REVOKE ALL ON FUNCTION {schema}.{KEPT}(text, integer) FROM PUBLIC")
         run(connection, NO_PARTITIONS.format(schema=schema))
+    elif to is Layout.CITUS:
+        make_functions(connection, schema)
     else:
-        replace_function(connection, schema, KEPT, MAKER)
-        run(connection, f"DROP FUNCTION {schema}.{KEPT}(text, integer)")
+        put_functions_back(work)
 
 
-def replace_function(connection: Connection, schema: str, of: str, under: str) -> None:
+def keep_functions(work: Work, to: Layout) -> None:
+    """Write what is replaced once more, under names to be put back from; and the triggers, where none stay."""
+    connection, schema = work.connection, work.schema
+    replaced = (MAKER, MIRROR) if to is Layout.CITUS else (MAKER,)
+    for name, arguments in replaced:
+        rewrite_function(connection, schema, (name, arguments), (f"{name}_kept", arguments))
+        run(connection, f"REVOKE ALL ON FUNCTION {schema}.{name}_kept({arguments}) FROM PUBLIC")
+    if to is Layout.CITUS:
+        kept = connection.scalar(KEEP_TRIGGERS, {"klines": work.klines, "note": NOTE})
+        run(connection, f"COMMENT ON FUNCTION {signature(schema, MAKER, '_kept')} IS {kept}")
+
+
+def put_functions_back(work: Work) -> None:
+    """Make the functions of partitions anew from what was kept."""
+    connection, schema = work.connection, work.schema
+    for name, arguments in (MAKER, MIRROR) if work.source is Layout.CITUS else (MAKER,):
+        rewrite_function(connection, schema, (f"{name}_kept", arguments), (name, arguments))
+        run(connection, f"DROP FUNCTION {schema}.{name}_kept({arguments})")
+    drop_functions(connection, schema)
+
+
+def signature(schema: str, function: tuple[str, str], ending: str = "") -> str:
+    """Write a function's name with its arguments."""
+    return f"{schema}.{function[0]}{ending}({function[1]})"
+
+
+def rewrite_function(connection: Connection, schema: str, of: tuple[str, str], under: tuple[str, str]) -> None:
     """Write a function once more under another name."""
-    definition = str(connection.scalar(FUNCTION, {"signature": f"{schema}.{of}(text, integer)"}))
-    run(connection, definition.replace(f".{of}(", f".{under}(", 1))
+    definition = str(connection.scalar(FUNCTION, {"signature": signature(schema, of)}))
+    run(connection, definition.replace(f".{of[0]}(", f".{under[0]}(", 1))
 
 
 def clean_up(connection: Connection, schema: str, here: Layout) -> None:

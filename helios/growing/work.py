@@ -12,7 +12,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, select, text
 
-from helios.growing.places import NEXT, Hypertable, Partitions, run
+from helios.growing.ground import NEXT, run, take_rights
+from helios.growing.places import Place
+from helios.growing.sharding import Shards
 from helios.layout import Layout
 from helios.models import Interval, Kline
 from helios.queries.klines import series_present
@@ -43,13 +45,13 @@ class Batch:
 class Work:
     """The statements of a conversion on a connection in a transaction; the schema is quoted."""
 
-    def __init__(self, connection: Connection, schema: str, place: Partitions | Hypertable) -> None:
+    def __init__(self, connection: Connection, schema: str, place: Place, source: Layout) -> None:
         """Look up which columns there are."""
-        self.connection, self.schema, self.place = connection, schema, place
+        self.connection, self.schema, self.place, self.source = connection, schema, place, source
         self.klines, self.next = f"{schema}.klines", f"{schema}.{NEXT}"
         self.columns = str(connection.scalar(COLUMNS, {"klines": self.klines}))
 
-    def begin(self, source: Layout) -> None:
+    def begin(self) -> None:
         """Make everything that the conversion needs, and note changes from here on."""
         self.place.make(self.connection)
         run(
@@ -67,16 +69,14 @@ class Work:
             """,
         )
         for table in (NEXT, BATCHES, CHANGES):
-            self.keep_private(table)
-        self.note_changes(source)
+            take_rights(self.connection, f"{self.schema}.{table}")
+        if self.source is Layout.CITUS:
+            # Who writes tells, and notes it with that; who has written before has ended once this lock is had.
+            run(self.connection, f"LOCK TABLE ONLY {self.klines} IN SHARE ROW EXCLUSIVE MODE")
+        else:
+            self.note_changes()
 
-    def keep_private(self, table: str) -> None:
-        """Leave a table to its owner, without the trigger that partitions get."""
-        named = {"name": f"{self.schema}.{table}"}
-        self.connection.execute(text(f"SELECT {self.schema}.leave_to_owner(CAST(:name AS regclass))"), named)
-        run(self.connection, f"DROP TRIGGER mirror_all ON {self.schema}.{table}")
-
-    def note_changes(self, source: Layout) -> None:
+    def note_changes(self) -> None:
         """Make the triggers that note which ranges of which series are written to."""
         grouped = "instrument_id, interval, min(open_time), max(open_time)"
         run(
@@ -109,7 +109,7 @@ class Work:
         for event, how in (
             ("INSERT", "REFERENCING NEW TABLE AS changed FOR EACH STATEMENT"),
             ("UPDATE", "REFERENCING OLD TABLE AS former NEW TABLE AS changed FOR EACH STATEMENT"),
-            ("DELETE", of_deleted if source is Layout.PARTITIONS else "FOR EACH ROW"),
+            ("DELETE", of_deleted if self.source is Layout.PARTITIONS else "FOR EACH ROW"),
             ("TRUNCATE", "FOR EACH STATEMENT"),
         ):
             run(
@@ -122,12 +122,18 @@ class Work:
         """Write down the batches of what is there; what comes later is noted as a change."""
         rows = [
             {**batch, "number": number}
-            for number, batch in enumerate(batches(self.connection.execute(series_statement()).all()), 1)
+            for number, batch in enumerate(batches(self.connection.execute(self.series()).all()), 1)
         ]
         if rows:
             names = ", ".join(rows[0])
             values = ", ".join(f":{name}" for name in rows[0])
             self.connection.execute(text(f"INSERT INTO {self.schema}.{BATCHES} ({names}) VALUES ({values})"), rows)
+
+    def series(self) -> Any:  # noqa: ANN401 - a statement of columns of several types
+        """Ask for every series with its first and last open time."""
+        if self.source is not Layout.CITUS:
+            return series_statement()
+        return text(f"SELECT * FROM {self.schema}.kline_series() ORDER BY interval, instrument_id")
 
     def count(self) -> tuple[int, int, int]:
         """Count the batches: all, those copied, those compared."""
@@ -198,6 +204,8 @@ class Work:
             SELECT instrument_id, interval, first, last FROM taken ORDER BY interval, instrument_id, first
         """
         changes = self.connection.execute(text(statement)).all()
+        if changes and self.source is Layout.CITUS:
+            run(self.connection, f"SELECT {self.schema}.await_klines()")
         for interval, of_interval in groupby(changes, key=lambda each: str(each.interval)):
             ranges = [
                 (instrument_id, *joint)
@@ -217,7 +225,7 @@ class Work:
         others = [name for name in self.columns.split(", ") if name.strip('"') not in key]
         old, new = (", ".join(f"{table}.{name}" for name in others) for table in ("there", "excluded"))
         different = f"""
-            INSERT INTO {self.next} AS there ({self.columns}) SELECT {self.columns} FROM {within(self.klines)}
+            INSERT INTO {self.next} AS there ({self.columns}) SELECT {self.columns} FROM {self.within(self.klines)}
             ON CONFLICT (instrument_id, interval, open_time) DO UPDATE
                 SET {", ".join(f"{name} = excluded.{name}" for name in others)}
                 WHERE ({old}) IS DISTINCT FROM ({new})
@@ -225,8 +233,8 @@ class Work:
         self.connection.execute(text(different), binds)
         gone = f"""
             SELECT instrument_id, array_agg(open_time) AS times FROM (
-                SELECT instrument_id, open_time FROM {within(self.next)}
-                EXCEPT SELECT instrument_id, open_time FROM {within(self.klines)}
+                SELECT instrument_id, open_time FROM {self.within(self.next)}
+                EXCEPT SELECT instrument_id, open_time FROM {self.within(self.klines)}
             ) AS gone GROUP BY instrument_id
         """
         delete = f"""
@@ -236,8 +244,23 @@ class Work:
             named = {"id": row.instrument_id, "interval": interval, "times": row.times}
             self.connection.execute(text(delete), named)
 
+    def within(self, table: str) -> str:
+        """Write the rows of one of the two tables within many ranges."""
+        is_sharded = self.source is Layout.CITUS if table == self.klines else isinstance(self.place, Shards)
+        return joined_within(table) if is_sharded else looked_up_within(table)
 
-def within(table: str) -> str:
+
+def joined_within(table: str) -> str:
+    """Write the rows of shards within many ranges: Citus looks nothing up for each row of another table."""
+    return f"""
+        (SELECT candle.* FROM {table} AS candle JOIN unnest(
+            CAST(:ids AS integer[]), CAST(:firsts AS timestamptz[]), CAST(:lasts AS timestamptz[])
+        ) AS touched (id, since, until) ON instrument_id = id AND open_time BETWEEN since AND until
+        WHERE interval = :interval AND open_time BETWEEN :first AND :last) AS candle
+    """
+
+
+def looked_up_within(table: str) -> str:
     """Write the rows of a table within many ranges: each is looked up by the key, in partitions that hold some."""
     return f"""
         unnest(CAST(:ids AS integer[]), CAST(:firsts AS timestamptz[]), CAST(:lasts AS timestamptz[]))

@@ -19,7 +19,7 @@ PLAIN = frozenset(
     """.split()  # noqa: SIM905 - a hundred words in quotes are no easier to read
 )
 
-Argument = bytes | str | int | float | memoryview
+Argument = bytes | bytearray | str | int | float | memoryview
 Answer = Any  # of Redis: whatever type it has
 Connection = Any  # of redis-py, synchronous or not
 Arguments = tuple[Argument, ...]

@@ -1,7 +1,8 @@
 """The Lua that saves each key's image from before in the same atomic unit as the write, and the layout of its log.
 
 All keys of the log stand in database 0 under `helios:undo:{log}:`. The braces are a hash tag: on a Redis Cluster, where
-a script may only touch keys of one slot, each slot would have a log under a tag of that slot; one Redis has one.
+a script may only touch keys of one slot, each slot has a log of its own under a tag of that slot (helios.label.slots);
+one Redis has one.
 
     ...runs             hash    run -> who holds its lease
     ...sequence         number  the order of images of overlapping runs
@@ -18,7 +19,9 @@ change by somebody else is told from the run's own.
 
 import hashlib
 
-PREFIX = "helios:undo:{log}:"
+LOGS = "helios:undo:"
+HOME = "{log}"  # the place of the log of one Redis
+PREFIX = f"{LOGS}{HOME}:"
 RUNS = f"{PREFIX}runs"
 SEQUENCE = f"{PREFIX}sequence"
 OVER = "HELIOSOVER"
@@ -29,11 +32,11 @@ LARGEST_READ = 4096
 # Whether a DUMP no larger than that is itself the fingerprint: it ends with a CRC64.
 QUICK = "(encoding > 5 and encoding < 22 or encoding == 0 and not string.find(dump, 'HYLL', 1, true))"
 
-# The functions that both sides of the log need. The first byte of a DUMP tells the encoding: hash tables (2 and 4, 22
-# and above with fields that expire) list their content in any order, so it is sorted; everything else is stable, and
-# ends with a CRC64. A HyperLogLog keeps a cached count in bytes 9 to 16, which PFCOUNT changes.
+# The functions that both sides of the log need; PREFIX and RUNS say where it stands. The first byte of a DUMP tells the
+# encoding: hash tables (2 and 4, 22 and above with fields that expire) list their content in any order, so it is
+# sorted; everything else is stable, and ends with a CRC64. A HyperLogLog keeps a cached count in bytes 9 to 16, which
+# PFCOUNT changes.
 STATE = f"""
-local PREFIX, RUNS, SEQUENCE = '{PREFIX}', '{RUNS}', '{SEQUENCE}'
 local call = redis.call
 local LENGTHS = {{string = 'STRLEN', list = 'LLEN', set = 'SCARD', zset = 'ZCARD', hash = 'HLEN', stream = 'XLEN'}}
 
@@ -149,17 +152,23 @@ local function read(image)
 end
 """
 
-# KEYS: what may be written. ARGV: mode, run, database, then of each command its length and its words.
+# KEYS: what may be written. ARGV: mode, run, database (or, on a Redis Cluster, the slot's tag with its braces), then of
+# each command its length and its words.
 # Modes: `one` and `many` run the commands and answer with one reply or all; `before` only saves, `after` only notes
 # what is there now. An error before the commands ends the script, so that nothing is written without its image.
 RECORD = (
     f"""
 local mode, run, database = ARGV[1], ARGV[2], ARGV[3]
+local PREFIX, RUNS, SEQUENCE = '{PREFIX}', '{RUNS}', '{SEQUENCE}'
+if string.byte(database) == 123 then
+  PREFIX = '{LOGS}' .. database .. ':'
+  RUNS, SEQUENCE, database = PREFIX .. 'runs', PREFIX .. 'sequence', '0'
+end
 local ran, reply, scope = false, nil, nil
 
 -- One key, nothing unusual: what programs do most, without the price of all that follows.
 if mode == 'one' and database == '0' and not KEYS[2] then
-  local call, key, left = redis.call, KEYS[1], '{PREFIX}' .. run
+  local call, key, left = redis.call, KEYS[1], PREFIX .. run
   local field = '0:' .. key
   local found = call('HMGET', left, 'scope', field)
   scope = found[1]
@@ -172,9 +181,9 @@ if mode == 'one' and database == '0' and not KEYS[2] then
     if expiry == -1 then expiry = '-1' end
     if {QUICK} then is = expiry .. ':' .. string.sub(dump, -8) end
   end
-  if (not found[2] and is ~= '?' and call('HLEN', '{RUNS}') == 1) or found[2] == scope .. ' ' .. is then
+  if (not found[2] and is ~= '?' and call('HLEN', RUNS) == 1) or found[2] == scope .. ' ' .. is then
     if not found[2] then
-      local image = call('INCR', '{SEQUENCE}') .. ' - n ' .. expiry .. ' 0 ' .. (dump or '')
+      local image = call('INCR', SEQUENCE) .. ' - n ' .. expiry .. ' 0 ' .. (dump or '')
       call('HSET', left .. ':' .. scope, field, image)
     end
     reply, ran = redis.pcall(unpack(ARGV, 5)), true

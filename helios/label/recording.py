@@ -6,10 +6,10 @@ the keys in between, and are tried again.
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
-from redis.exceptions import NoScriptError, ResponseError, WatchError
+from redis.exceptions import AskError, MovedError, NoScriptError, ResponseError, TryAgainError, WatchError
 
 from helios.errors import RecordingError
 from helios.label.commands import (
@@ -23,8 +23,9 @@ from helios.label.commands import (
     named_keys,
     text,
 )
-from helios.label.images import OVER, PREFIX, RECORD, RECORD_SHA
+from helios.label.images import HOME, LOGS, OVER, RECORD, RECORD_SHA
 from helios.label.shortcuts import MOST_WORDS, shortcuts
+from helios.label.slots import tag
 
 PAUSE = 0.005  # seconds between two tries of a command that blocks
 
@@ -94,12 +95,17 @@ def refusal(name: str, why: str) -> RecordingError:
     )
 
 
-class Recording:
-    """What is recorded over one connection, for one run."""
+class RunOverError(RecordingError):
+    """The run has not begun where it writes; on a Redis Cluster the log of a slot may just not be open yet."""
 
-    def __init__(self, run: int, connection: Connection) -> None:
+
+class Recording:
+    """What is recorded over one connection, for one run; `slot` is the one that is written on a Redis Cluster."""
+
+    def __init__(self, run: int, connection: Connection, slot: int | None = None) -> None:
         self.run = run
-        self.database = connection.db
+        self.tag = HOME if slot is None else tag(slot)
+        self.database = connection.db if slot is None else self.tag
         self.encode = connection.encoder.encode
         self.catalogue = catalogue_of(connection)
 
@@ -152,7 +158,7 @@ class Recording:
 
     def watched(self, keys: Sequence[bytes], commands: Sequence[Arguments], *, decode: bool) -> Steps:
         """Save images, then run commands in a MULTI; give its replies, or None where somebody touched a key."""
-        (watching,) = yield Send([("WATCH", f"{PREFIX}{self.run}:turn", *keys)])
+        (watching,) = yield Send([("WATCH", f"{LOGS}{self.tag}:{self.run}:turn", *keys)])
         if isinstance(watching, Exception):
             raise watching
         saved = yield from self.scripted("before", keys, [], decode=False)
@@ -211,16 +217,57 @@ class Recording:
             (replies,) = yield Send([()], decode=decode, packed=packed)
             if not isinstance(replies, NoScriptError):
                 return raised(checked(self.run, replies))
-        writes = []
-        for each in commands:
-            write = yield from self.understand(each)
-            writes.append(write)
+        writes = yield from self.all_understood(commands)
         if not any(write.keys for write in writes):
             return None
         replies = yield from self.unit(writes, watching=watching, decode=decode)
         if replies is None:
             raise WatchError("Watched variable changed.")
         return raised(replies)
+
+    def all_understood(self, commands: Sequence[Arguments]) -> Steps:
+        """Find out what each of several commands writes, before any of them runs."""
+        found = []
+        for each in commands:
+            found.append((yield from self.understand(each)))  # noqa: PERF401 - no list comprehension may yield
+        return found
+
+    def apart(self, writes: Mapping[int, Sequence[Write]], *, decode: bool) -> Steps:
+        """Run the commands of several slots of a Redis Cluster, those of one as a unit; give their replies by slot.
+
+        A unit that failed as a whole has its error for a reply.
+        """
+        together = {slot: self.in_one_go(slot, each) for slot, each in writes.items()}
+        replies = yield Send([each for batch in together.values() for each in batch], decode=decode)
+        found, rest = {}, iter(replies)
+        for slot, batch in together.items():
+            answers = [next(rest) for _ in batch]
+            if not any(each.keys for each in writes[slot]):
+                found[slot] = answers
+            elif not batch or isinstance(answers[0], NoScriptError):
+                found[slot] = yield from self.alone(slot, writes[slot], decode=decode)
+            else:
+                found[slot] = checked(self.run, answers[0])
+        return found
+
+    def alone(self, slot: int, writes: Sequence[Write], *, decode: bool) -> Steps:
+        """Run the commands of one slot as one unit; give their replies, or its error."""
+        self.tag = self.database = tag(slot)
+        try:
+            return (yield from self.unit(writes, watching=False, decode=decode))
+        except (ResponseError, RecordingError) as error:
+            return error
+
+    def in_one_go(self, slot: int, writes: Sequence[Write]) -> list[Arguments]:
+        """Give what can be sent at once for a slot: commands that write nothing, or one script; or nothing."""
+        words = [each.words for each in writes]
+        keys = list(dict.fromkeys(key for write in writes for key in write.keys))
+        if not keys:
+            return words
+        if not all(each.plain for each in writes):
+            return []
+        self.tag = self.database = tag(slot)
+        return [("EVALSHA", RECORD_SHA, *self.arguments("many", keys, words))]
 
     def unit(self, writes: Sequence[Write], *, watching: bool, decode: bool) -> Steps:
         """Run commands as one unit; None where a key that the caller watches was touched."""
@@ -247,17 +294,35 @@ def raised(reply: Answer) -> Answer:
     return reply
 
 
+def settled(reply: Answer, slot: int) -> Answer:
+    """Raise a reply that says where a slot is, that its log is not open, or that it is just being moved.
+
+    Raises:
+        RecordingError: the slot is between two nodes of a Redis Cluster.
+
+    """
+    if isinstance(reply, AskError | TryAgainError) and not isinstance(reply, MovedError):
+        raise RecordingError(
+            f"slot {slot} is just being moved to another node of the Redis Cluster, so nothing was written: "
+            "a test run does not follow it on its way; run this again when it has arrived"
+        )
+    if isinstance(reply, MovedError | RunOverError):
+        raise reply
+    return reply
+
+
 def checked(run: int, reply: Answer) -> Answer:
     """Turn the script's own refusal into a sentence."""
     if isinstance(reply, ResponseError) and OVER in str(reply):
-        return RecordingError(
+        return RunOverError(
             f"test run {run} has not begun in this Redis, or is over, so nothing was written: "
             "a process that outlives its run must end with it, or drop its label (HELIOS_TEST_RUN)"
         )
     if isinstance(reply, ResponseError) and "ACL failure in script" in str(reply) and "@user_script" in str(reply):
         return RecordingError(
             f"this Redis user may not record what test run {run} writes, so nothing was written: beside what it writes "
-            "it needs the keys ~helios:undo:*, and for them and its own +@read, +dump, +hset, +incr and +select"
+            "it needs the keys ~helios:undo:*, and for them and its own +@read, +dump, +hset, +incr and +select; "
+            "on a Redis Cluster also +hdel, +hincrby, +hsetnx and +unlink"
         )
     return reply
 

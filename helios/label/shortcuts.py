@@ -45,7 +45,7 @@ def shortcut(run: int, connection: Connection, catalogue: Catalogue, arguments: 
 
 
 def shortcuts(
-    run: int, database: int, encode: Encode, catalogue: Catalogue, commands: Sequence[Arguments]
+    run: int, database: int | str, encode: Encode, catalogue: Catalogue, commands: Sequence[Arguments]
 ) -> list[bytes] | None:
     """Write the recording of a pipeline of such commands, and of some that read; None where one needs a closer look."""
     direct, harmless = catalogue.direct, catalogue.harmless

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from helios.mirrors import checking, keys
-from helios.mirrors.image import Writes
+from helios.mirrors.image import Writes, is_sharded
 from helios.mirrors.keys import Key, Place
 from helios.mirrors.relay import Relay, log
 from helios.mirrors.source import Source
@@ -33,6 +33,10 @@ NEXT_SERIES = statement("""
         FROM found WHERE id IS NOT NULL AND number < %(most)s
     )
     SELECT found.id, exchange, market, symbol FROM found LEFT JOIN {instruments} USING (id) WHERE found.id IS NOT NULL
+""")
+# Each series of shards would be a question to all of them: every instrument is asked for instead.
+NEXT_OF_SHARDS = statement("""
+    SELECT id, exchange, market, symbol FROM {instruments} WHERE id > %(after)s ORDER BY id LIMIT %(most)s
 """)
 
 
@@ -60,9 +64,11 @@ class SeriesOfKlines:
     def step(self, source: Source, _store: Store, most: int) -> tuple[list[Key], bool]:
         """Name the next keys, and whether they were the last."""
         intervals = list(Interval)
+        with source.connection.cursor() as cursor:
+            query = NEXT_OF_SHARDS if is_sharded(cursor) else NEXT_SERIES
         while True:
             interval = intervals[self.place].value
-            found = rows(source, NEXT_SERIES, {"interval": interval, "after": self.after, "most": most})
+            found = rows(source, query, {"interval": interval, "after": self.after, "most": most})
             self.after = found[-1][0] if len(found) == most else 0
             if not self.after:
                 self.place = (self.place + 1) % len(intervals)

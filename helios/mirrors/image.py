@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from helios.errors import SchemaError
 from helios.mirrors import keys
 from helios.mirrors.keys import Key, Name, Place
-from helios.mirrors.values import NAMES, ORDERS, POSITIONS, PRESENT, SERIES, TICKERS
+from helios.mirrors.values import IS_SHARDED, NAMES, ORDERS, POSITIONS, PRESENT, SERIES, SERIES_OF_SHARDS, TICKERS
 from helios.models import Interval
 
 Item = TypeVar("Item")
@@ -83,10 +83,11 @@ def of_changes(cursor: Any, place: Place, changes: Changes) -> Iterator[Writes]:
     """Read what changed as it is now, a part at a time."""
     for ids in parts(changes.tickers):
         yield Writes(texts=texts(place, keys.TICKER, rows(cursor, TICKERS["ids"], [ids])))
+    of_series = statements_of_series(cursor) if changes.series else SERIES
     for pairs in parts(changes.series):
         for interval, instruments in by_interval(pairs).items():
             values = {"interval": interval, "ids": [number for (number,) in instruments]}
-            found = rows(cursor, SERIES["ids"], values)
+            found = rows(cursor, of_series["ids"], values)
             yield Writes(texts=texts(place, keys.KLINES, found))
     for table, statements, wanted in (
         (keys.ORDERS, ORDERS, changes.orders),
@@ -110,9 +111,10 @@ def of_keys(cursor: Any, place: Place, wanted: Collection[Key]) -> Writes:  # no
     if names[keys.TICKER]:
         found = rows(cursor, TICKERS["names"], columns(names[keys.TICKER]))
         writes.texts |= texts(place, keys.TICKER, found)
+    of_series = statements_of_series(cursor) if names[keys.KLINES] else SERIES
     for interval, named in by_interval(names[keys.KLINES]).items():
         of_names = dict(zip(("exchanges", "markets", "symbols"), columns(named), strict=True))
-        found = rows(cursor, SERIES["names"], {**of_names, "interval": interval})
+        found = rows(cursor, of_series["names"], {**of_names, "interval": interval})
         writes.texts |= texts(place, keys.KLINES, found)
     for table, statements in ((keys.ORDERS, ORDERS), (keys.POSITIONS, POSITIONS)):
         if names[table]:
@@ -123,13 +125,26 @@ def of_keys(cursor: Any, place: Place, wanted: Collection[Key]) -> Writes:  # no
 
 def everything(connection: Any, place: Place) -> Iterator[Writes]:  # noqa: ANN401 - a driver's connection
     """Read the content of all keys of a bucket, a part at a time, in the transaction that is open."""
-    for table, statements in ((keys.TICKER, TICKERS), (keys.KLINES, SERIES)):
+    with connection.cursor() as cursor:
+        of_series = statements_of_series(cursor)
+    for table, statements in ((keys.TICKER, TICKERS), (keys.KLINES, of_series)):
         for some in streamed(connection, place, statements, "instruments"):
             yield Writes(texts=texts(place, table, some))
     for table, statements in ((keys.ORDERS, ORDERS), (keys.POSITIONS, POSITIONS)):
         all_rows = (row for some in streamed(connection, place, statements, "accounts") for row in some)
         for key, content in hashes(place, table, all_rows):
             yield Writes(hashes={key: content})
+
+
+def statements_of_series(cursor: Any) -> dict[str, str]:  # noqa: ANN401 - a driver's cursor
+    """Choose the statements by which series are read: those for shards of Citus where klines are some."""
+    return SERIES_OF_SHARDS if is_sharded(cursor) else SERIES
+
+
+def is_sharded(cursor: Any) -> bool:  # noqa: ANN401 - a driver's cursor
+    """Tell whether klines are shards of Citus, which only who writes them follows."""
+    ((sharded,),) = rows(cursor, IS_SHARDED, [])
+    return bool(sharded)
 
 
 def streamed(connection: Any, place: Place, statements: dict[str, str], of: str) -> Iterator[list[Any]]:  # noqa: ANN401 - a driver's connection

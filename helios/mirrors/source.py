@@ -17,9 +17,9 @@ from sqlalchemy import Engine
 from helios import db
 from helios.errors import HeliosError
 from helios.mirrors import values
-from helios.mirrors.image import Changes
+from helios.mirrors.image import Changes, is_sharded
 from helios.mirrors.keys import Place
-from helios.mirrors.values import FORM, PREPARER, literal, table_name
+from helios.mirrors.values import FORM, PREPARER, SCHEMA, literal, table_name
 from helios.models.bookkeeping import mirror_outbox, mirror_points, mirror_state
 
 NEEDS = "relays of the mirrors, of which one leads at a time,"
@@ -155,6 +155,8 @@ CHANNEL = statement("LISTEN {channel}")
 CALL = statement("BEGIN; SET LOCAL synchronous_commit TO off; NOTIFY {channel}; COMMIT")
 PATIENCE = "SET LOCAL lock_timeout TO '2s'"  # for another relay that leads
 READS_ALL = "SET LOCAL enable_seqscan TO on"
+# Of what is committed here and not on the workers of Citus yet.
+SETTLED = f"SELECT {SCHEMA}.await_klines()"
 SNAPSHOT = statement("SELECT pg_current_snapshot()::text")
 
 
@@ -276,7 +278,15 @@ class Source:
                 snapshot = seen
             else:
                 changes.take(subject, key)
+        if changes.series:
+            self.settle()
         return changes, snapshot, len(entries) - 1
+
+    def settle(self) -> None:
+        """Wait until all candles can be read of which the outbox tells; only those on workers of Citus come later."""
+        with self.connection.cursor() as cursor:
+            if is_sharded(cursor):
+                cursor.execute(SETTLED)
 
     def snapshot(self) -> str:
         """Take a snapshot: what is in it is seen by everything that is read afterwards."""
@@ -285,7 +295,9 @@ class Source:
     def all_to_read(self) -> str:
         """Take a snapshot before everything is read, which tables are then read as a whole for."""
         self.run(READS_ALL)
-        return self.snapshot()
+        snapshot = self.snapshot()
+        self.settle()
+        return snapshot
 
     def advance(self, point: Point, token: str, snapshot: str) -> None:
         """Write where the mirrors stand now; it counts once the transaction is committed."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 from sqlalchemy import Column, Integer, Table
 from sqlalchemy.dialects import postgresql
 
-from helios.models import OPEN_STATUSES, Account, Instrument, Interval, Kline, Order, Position, Ticker
+from helios.models import OPEN_STATUSES, Account, Instrument, Interval, Kline, Order, Position, Ticker, metadata
 from helios.models.base import Exact
 
 NEWEST = 200  # candles of a series
@@ -45,6 +45,7 @@ def age_of(form: str) -> tuple[int, ...]:
 
 
 PREPARER = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call]
+SCHEMA = PREPARER.quote(str(metadata.schema))
 
 
 def table_name(table: Any) -> str:  # noqa: ANN401 - a declarative class's __table__ is typed as FromClause
@@ -100,6 +101,9 @@ TABLES = {
     "is_open": f"o.status IN ({', '.join(map(literal, OPEN_STATUSES))})",
     "intervals": ", ".join(f"({literal(each.value)})" for each in Interval),
     "newest": str(NEWEST),
+    "newest_klines": f"{SCHEMA}.newest_klines",
+    "kline_series": f"{SCHEMA}.kline_series",
+    "of_shards": literal(f"{SCHEMA}.newest_klines(integer, text, integer)"),
     "candle": f"concat_ws(',', {', '.join(map(field_of_candle, CANDLE))})",
 }
 
@@ -120,14 +124,12 @@ def all_and_some(text: str, column: str) -> dict[str, str]:
 LINES = """
     CROSS JOIN LATERAL (
         SELECT string_agg(line, E'\\n' ORDER BY open_time) AS lines FROM (
-            SELECT open_time, {{candle}} AS line FROM {{klines}} AS k
-            WHERE k.instrument_id = w.instrument_id AND k."interval" = {interval}
-            ORDER BY open_time DESC LIMIT {{newest}}
+            SELECT open_time, {candle} AS line FROM {candles} ORDER BY open_time DESC LIMIT {newest}
         ) AS newest
     ) AS series
 """
-# An interval that the planner knows spares it the other intervals' partitions: ten times the work of reading a series.
-LINES_OF_EACH, LINES_OF_ONE = LINES.format(interval='w."interval"'), LINES.format(interval="%(interval)s")
+LOOKED_UP = '{klines} AS k WHERE k.instrument_id = w.instrument_id AND k."interval" = %s'
+ASKED_FOR = "{newest_klines}(w.instrument_id, %s, {newest}) AS k"  # of Citus, which plans no such LATERAL itself
 # By these the relay reads what changed, a batch at a time; so a connection plans them once.
 PREPARE = statement("""
     PREPARE helios_tickers (integer[]) AS
@@ -162,37 +164,53 @@ TICKERS = {
         LEFT JOIN {{tickers}} AS t ON t.instrument_id = i.id
     """),
 }
-SERIES = {
-    **all_and_some(
-        f"""
-        WITH RECURSIVE found AS (
-            SELECT n."interval", (SELECT min(instrument_id) FROM {{klines}} AS k WHERE k."interval" = n."interval")
-                AS instrument_id
-            FROM (VALUES {{intervals}}) AS n ("interval")
-            UNION ALL
-            SELECT found."interval", (SELECT min(instrument_id) FROM {{klines}} AS k
-                                      WHERE k."interval" = found."interval" AND k.instrument_id > found.instrument_id)
-            FROM found WHERE found.instrument_id IS NOT NULL
-        )
-        SELECT i.exchange, i.market, i.symbol, w."interval", lines
-        FROM found AS w JOIN {{instruments}} AS i ON i.id = w.instrument_id {{of}} {LINES_OF_EACH}
-        WHERE lines IS NOT NULL
-        """,
-        "i.id",
-    ),
-    "ids": statement(f"""
-        SELECT i.exchange, i.market, i.symbol, %(interval)s, lines
-        FROM unnest(%(ids)s::integer[]) AS w (instrument_id)
-        JOIN {{instruments}} AS i ON i.id = w.instrument_id {LINES_OF_ONE}
-    """),
-    "names": statement(f"""
-        SELECT w.exchange, w.market, w.symbol, %(interval)s, lines FROM (
-            SELECT n.*, i.id AS instrument_id
-            FROM unnest(%(exchanges)s::text[], %(markets)s::text[], %(symbols)s::text[]) AS n (exchange, market, symbol)
-            LEFT JOIN {{instruments}} AS i USING (exchange, market, symbol)
-        ) AS w {LINES_OF_ONE}
-    """),
-}
+FOUND = """
+    WITH RECURSIVE found AS (
+        SELECT n."interval", (SELECT min(instrument_id) FROM {klines} AS k WHERE k."interval" = n."interval")
+            AS instrument_id
+        FROM (VALUES {intervals}) AS n ("interval")
+        UNION ALL
+        SELECT found."interval", (SELECT min(instrument_id) FROM {klines} AS k
+                                  WHERE k."interval" = found."interval" AND k.instrument_id > found.instrument_id)
+        FROM found WHERE found.instrument_id IS NOT NULL
+    )
+"""
+IS_SHARDED = statement("SELECT to_regprocedure({of_shards}) IS NOT NULL")
+
+
+def of_series(found: str, listed: str, candles: str) -> dict[str, str]:
+    """Write the statements for series: of all that are listed, of some ids, of some names."""
+    # An interval that the planner knows spares it the other intervals' partitions: ten times the work of a series.
+    of_each = LINES.replace("{candles}", candles % 'w."interval"')
+    of_one = LINES.replace("{candles}", candles % "%(interval)s")
+    return {
+        **all_and_some(
+            f"""
+            {found}
+            SELECT i.exchange, i.market, i.symbol, w."interval", lines
+            FROM {listed} AS w JOIN {{instruments}} AS i ON i.id = w.instrument_id {{of}} {of_each}
+            WHERE lines IS NOT NULL
+            """,
+            "i.id",
+        ),
+        "ids": statement(f"""
+            SELECT i.exchange, i.market, i.symbol, %(interval)s, lines
+            FROM unnest(%(ids)s::integer[]) AS w (instrument_id)
+            JOIN {{instruments}} AS i ON i.id = w.instrument_id {of_one}
+        """),
+        "names": statement(f"""
+            SELECT w.exchange, w.market, w.symbol, %(interval)s, lines FROM (
+                SELECT n.*, i.id AS instrument_id
+                FROM unnest(%(exchanges)s::text[], %(markets)s::text[], %(symbols)s::text[])
+                    AS n (exchange, market, symbol)
+                LEFT JOIN {{instruments}} AS i USING (exchange, market, symbol)
+            ) AS w {of_one}
+        """),
+    }
+
+
+SERIES = of_series(FOUND, "found", LOOKED_UP)
+SERIES_OF_SHARDS = of_series("", "{kline_series}()", ASKED_FOR)
 ORDERS = {
     **all_and_some(
         """

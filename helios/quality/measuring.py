@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, text
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, func, select, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
@@ -30,7 +30,7 @@ from helios.quality.judging import (
     judge_orders,
     judge_ticker,
 )
-from helios.queries import series_present
+from helios.queries import series_present, sharded
 from helios.queries.orders import UNRESOLVED_STATUSES
 
 Reader = Session | Connection
@@ -278,14 +278,22 @@ def measure_orders(
     )
 
 
-def series(reader: Reader, symbol: str | None = None, interval: Interval | None = None) -> Sequence[Series]:
-    """List the series that have candles, with the newest of each: two looks into the index for each of them."""
+def series_with_newest(reader: Reader) -> tuple[FromClause, ColumnElement[datetime]]:
+    """Ask for the series that have candles, and for the newest open time of each."""
+    if sharded.shards(reader):
+        return sharded.series(), sharded.series().c.last
     present = series_present()
     newest = (
         select(func.max(Kline.open_time))
         .where(Kline.instrument_id == present.c.instrument_id, Kline.interval == present.c.interval)
         .scalar_subquery()
     )
+    return present, newest
+
+
+def series(reader: Reader, symbol: str | None = None, interval: Interval | None = None) -> Sequence[Series]:
+    """List the series that have candles, with the newest of each: two looks into the index for each of them."""
+    present, newest = series_with_newest(reader)
     statement = (
         select(
             Instrument.id.label("instrument_id"),

@@ -27,6 +27,7 @@ from sqlalchemy import column as plain_column
 
 from helios.errors import InputError
 from helios.models import Instrument, Interval, Kline, Market
+from helios.queries import sharded
 from helios.queries.query import Query, Reader, known_interval, moments, table_of
 
 KLINES = table_of(Kline)
@@ -89,7 +90,8 @@ def latest_of_each(interval: Interval) -> Query[Kline]:
         InputError: no such interval.
 
     """
-    return Query(latest_of_each_statement(), {"interval": known_interval(interval)}, Kline)
+    of = {"interval": known_interval(interval)}
+    return Query(latest_of_each_statement(), of, Kline, of_shards=sharded.latest_of_each())
 
 
 @cache
@@ -197,7 +199,7 @@ def coverage(reader: Reader, *, count: bool = True) -> list[Coverage]:
     ten million rows a second. With `count=False`, each series costs a few looks into the index, however many rows it
     has.
     """
-    statement = coverage_statement(count=count)
+    statement = sharded.coverage(count=count) if sharded.shards(reader) else coverage_statement(count=count)
     found = [
         Coverage(**{**row._mapping, "interval": Interval(row.interval)})  # noqa: SLF001 - SQLAlchemy's public name
         for row in reader.execute(statement)
@@ -253,4 +255,4 @@ def ownerless_series() -> Query[Any]:
         .where(series.c.instrument_id.is_not(None), series.c.instrument_id.not_in(select(INSTRUMENTS.c.id)))
         .order_by(series.c.instrument_id)
     )
-    return Query(statement)
+    return Query(statement, of_shards=sharded.ownerless_series())

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from sqlalchemy import Connection, Row, Select, Table, select
+from sqlalchemy import Connection, Row, Select, Table, TextualSelect, select
 from sqlalchemy.orm import Session
 
 from helios.errors import InputError
-from helios.models import Base, Interval
+from helios.layout import distributed
+from helios.models import Base, Interval, metadata
 from helios.queries import frames
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Query(Generic[Model]):
     Moments are in UTC, numbers exact: rows and objects hold Decimal, pandas columns of Decimal; Arrow and polars
     columns of 38 digits, 18 of them behind the point, or, where a value has more, the whole column as text.
 
+    `of_shards` is the statement where klines are shards of Citus, which does not plan every statement.
     `turned` says that the statement answers in the opposite order: turning it round here costs less than a sort there.
     """
 
@@ -36,10 +38,11 @@ class Query(Generic[Model]):
     parameters: Mapping[str, Any] = field(default_factory=dict)
     model: type[Model] | None = None
     turned: bool = False
+    of_shards: TextualSelect | None = None
 
     def rows(self, reader: Reader) -> Rows:
         """Read named tuples: the quickest form, because no object is made and no session remembers them."""
-        found = reader.execute(self.statement, self.parameters).all()
+        found = reader.execute(self.asked(reader), self.parameters).all()
         return found[::-1] if self.turned else found
 
     def objects(self, session: Session) -> Sequence[Model]:
@@ -51,8 +54,14 @@ class Query(Generic[Model]):
         """
         if self.model is None:
             raise InputError(f"the columns {', '.join(self.columns)} are no model's: read them as rows")
-        found = session.scalars(select(self.model).from_statement(self.statement), self.parameters).all()
+        found = session.scalars(select(self.model).from_statement(self.asked(session)), self.parameters).all()
         return found[::-1] if self.turned else found
+
+    def asked(self, reader: Reader) -> Select[Any] | TextualSelect:
+        """Choose the statement; where there are two, the reader tells by which klines are read."""
+        if self.of_shards is not None and distributed(reader, str(metadata.schema)):
+            return self.of_shards
+        return self.statement
 
     def arrow(self, reader: Reader) -> "pa.Table":
         """Read an Arrow table; needs pyarrow."""

@@ -82,9 +82,9 @@ class Work:
     batch: int
 
     def drop(self, part: Part) -> bool:
-        """Detach and drop one partition, or drop a chunk; False when somebody else has done so."""
-        if part.state is State.CHUNK:
-            return self.patiently(lambda: self.remove_chunk(part))
+        """Detach and drop one partition, or drop what goes at once; False when somebody else has done so."""
+        if part.state in (State.CHUNK, State.SHARDED):
+            return self.patiently(lambda: self.remove_at_once(part))
         concurrently = self.patiently(lambda: self.mark(part))
         if concurrently is None:
             return False
@@ -138,8 +138,8 @@ class Work:
             connection.execute(text(mirror), {"part": self.quoted(part.name)})
             run(connection, f"DROP TABLE {self.quoted(part.name)}")
 
-    def remove_chunk(self, part: Part) -> bool:
-        """Drop a chunk, and forget the files that were loaded into it; False when it is gone."""
+    def remove_at_once(self, part: Part) -> bool:
+        """Drop a chunk or shards, and forget the files that were loaded into them; False when they are gone."""
         with self.engine.begin() as connection:
             if look(connection, part) is None:
                 return False

@@ -85,15 +85,28 @@ CHUNKS = text("""
       AND class.oid = coalesce(CAST(:oid AS bigint), class.oid::bigint)
     ORDER BY times.range_start, chunk.id
 """)
+# The same of shards: one level of partitions, which Citus cannot detach concurrently.
+SHARDED = text(r"""
+    SELECT leaf.oid::bigint, leaf.relname::text AS name, bounds[1] AS interval, 'sharded' AS state, NULL AS parent,
+           bounds[2]::timestamptz AS lower, bounds[3]::timestamptz AS upper,
+           citus_total_relation_size(leaf.oid::regclass) AS bytes, citus_relation_size(leaf.oid::regclass) / 100 AS rows
+    FROM pg_inherits JOIN pg_class AS leaf ON leaf.oid = inhrelid
+    CROSS JOIN LATERAL regexp_match(pg_get_expr(leaf.relpartbound, leaf.oid),
+        'FROM \(''([^'']+)'', ''([^'']+)''\) TO \(''[^'']+'', ''([^'']+)''\)') AS bounds
+    WHERE inhparent = to_regclass(format('%I.klines', CAST(:schema AS text)))
+        AND leaf.oid = coalesce(CAST(:oid AS bigint), leaf.oid::bigint)
+    ORDER BY bounds[2]::timestamptz, leaf.relname
+""")
 
 
 class State(StrEnum):
-    """Where a partition stands, the second and third are what a killed run left; or that it is a hypertable's chunk."""
+    """Where a partition stands, the second and third are what a killed run left; or what is dropped as it is."""
 
     ATTACHED = "attached"
     DETACHING = "detaching"
     DETACHED = "detached"
-    CHUNK = "chunk"
+    CHUNK = "chunk"  # of a hypertable
+    SHARDED = "sharded"  # with all its shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +135,7 @@ class Part:
     @property
     def reason(self) -> str:
         """Say why it goes or stays."""
-        whole = self.state in (State.ATTACHED, State.CHUNK)
+        whole = self.state in (State.ATTACHED, State.CHUNK, State.SHARDED)
         left = "" if whole else f", {self.state} by a run that was killed"
         if self.cutoff is None:
             return f"kept forever{left}"
@@ -183,7 +196,10 @@ def plan(connection: Connection, policy: Policy, *, now: datetime | None = None)
 
 def parts_of(connection: Connection, oid: int | None = None) -> Sequence[Row[Any]]:
     """Look up the partitions of klines, or the chunks; with `oid`, that one."""
-    if layout_of(connection, SCHEMA) is Layout.TIMESCALEDB:
+    layout = layout_of(connection, SCHEMA)
+    if layout is Layout.CITUS:
+        return connection.execute(SHARDED, {"schema": SCHEMA, "oid": oid}).all()
+    if layout is Layout.TIMESCALEDB:
         told = {"schema": SCHEMA, "oid": oid, "intervals": [each.value for each in Interval]}
         return connection.execute(CHUNKS, told).all()
     return connection.execute(PARTS, {"schema": SCHEMA, "marked": MARKED, "oid": oid}).all()

@@ -27,8 +27,10 @@ MONITORED = (
     *MIRROR_STANDS,
 )
 MIRRORED = ("alembic_version", "instruments", "accounts", "tickers", "klines", "orders", "positions", "mirror_outbox")
-CALLABLE = ("join_orders", "make_kline_partition")  # what writers may call; everything else is called by triggers
+CALLABLE = ("join_orders", "make_kline_partition", "tell_klines")  # of writers; all else is called by triggers
 RELAYING = ("empty_mirror_outbox", "spread_mirrors")  # what the relay of the mirrors may call
+# what all who read klines may call, where they are shards of Citus
+READING = ("newest_klines", "kline_series", "await_klines")
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def query(schema: str, roles: Roles, login: str | None) -> TextClause:
         "mirrored": MIRRORED,
         "mirror_stands": MIRROR_STANDS,
         "relaying": RELAYING,
+        "reading": READING,
     }
     return text((files("helios.schema") / "grants.sql").read_text()).bindparams(
         *(bindparam(name, value, Text) for name, value in names.items()),

@@ -4,7 +4,8 @@
 -- An installation that lacks nothing gives no row, so a second upgrade rewrites no catalog row.
 -- Parameters: schema; owner, writer, reader, monitor, relay (NULL: manage no roles); login (whom to let own the schema);
 -- read_only (tables that writers only read), monitored (tables that monitors read), callable (functions of writers);
--- mirrored (tables that the relay reads), mirror_stands (tables it writes), relaying (functions it calls).
+-- mirrored (tables that the relay reads), mirror_stands (tables it writes), relaying (functions it calls), reading
+-- (functions of all who read klines).
 WITH me AS (
     SELECT rolname AS name, rolsuper, rolsuper OR rolcreaterole AS makes_roles,
            current_setting('server_version_num')::int >= 160000 AS v16,
@@ -78,6 +79,7 @@ WITH me AS (
         WHEN part THEN '{}'  -- a direct write to a partition would pass by its parent's triggers
         WHEN object.kind = 'FUNCTION' AND role.kind = 'writer' AND object.name = ANY (:callable) THEN '{EXECUTE}'
         WHEN object.kind = 'FUNCTION' AND role.kind = 'relay' AND object.name = ANY (:relaying) THEN '{EXECUTE}'
+        WHEN object.kind = 'FUNCTION' AND role.kind <> 'monitor' AND object.name = ANY (:reading) THEN '{EXECUTE}'
         WHEN object.kind = 'FUNCTION' THEN '{}'
         WHEN role.kind = 'relay' THEN CASE WHEN object.name = ANY (:mirror_stands) THEN '{SELECT,INSERT,UPDATE}'
                                            WHEN object.name = ANY (:mirrored) THEN '{SELECT}' ELSE '{}' END

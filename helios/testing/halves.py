@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 from sqlalchemy import Connection, Table, text
 from sqlalchemy.exc import DBAPIError
 
@@ -23,6 +23,7 @@ from helios.testing import redis_log, undo
 from helios.testing.audit import Unattributed
 from helios.testing.audit.keys import RedisAudit
 from helios.testing.audit.rows import PostgresAudit
+from helios.testing.redis_log.places import servers_of
 from helios.testing.undo import Change
 from helios.testing.undo.place import IDENTITY
 
@@ -110,7 +111,7 @@ class Halves:
             try:
                 if any(self.redis.exists(self.place.of(each.bucket).token) for each in self.relay.every()):
                     self.relay.drain()
-            except (psycopg2.Error, RedisError, LostError, OSError) as error:
+            except (psycopg2.Error, RedisError, RedisClusterException, LostError, OSError) as error:
                 self.relay.close()
                 if last:
                     said = " ".join(str(error).split())
@@ -206,7 +207,9 @@ class Halves:
         if self.redis is not None:
             info = self.redis.info("server")
             name = "Valkey" if "valkey_version" in info else "Redis"
-            found.append(f"{name} {info.get('valkey_version', info.get('redis_version'))}")
+            masters = len(servers_of(self.redis))
+            nodes = f", {masters} masters of a cluster" if masters > 1 else ""
+            found.append(f"{name} {info.get('valkey_version', info.get('redis_version'))}{nodes}")
         return found
 
 
@@ -245,9 +248,8 @@ def plain_client(subject: Subject) -> Redis | None:
     settings = subject.settings
     if settings.redis_url is None and not (subject.helios and embedded(subject)):
         return None
-    url = db.redis_url(settings).render_as_string(hide_password=False)
     with reaching_redis():
-        client = Redis.from_url(url, **db.redis_args(settings))
+        client = db.create_unlabelled_redis(settings)
         client.ping()
     return client
 
@@ -271,5 +273,5 @@ def reaching_redis() -> Iterator[None]:
     """
     try:
         yield
-    except RedisError as error:
+    except (RedisError, RedisClusterException) as error:
         raise UnreachableError(f"Redis said: {error}; check REDIS_URL, and that the server runs") from None

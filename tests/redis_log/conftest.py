@@ -1,12 +1,11 @@
 """Fixtures for the undo log in Redis: a neighbour, a run that has begun, and clients that carry its label."""
 
 import pytest
-from own_servers import client
+from own_servers import client, recording_client
 from redis_keys import furnish
 
 from helios import label
 from helios.label.async_clients import AsyncRecordedRedis
-from helios.label.clients import RecordedRedis
 from helios.testing import redis_log
 
 
@@ -51,7 +50,7 @@ def protocol():
 @pytest.fixture
 def recorded(valkey, protocol):
     """A labelled client."""
-    made = RecordedRedis.from_url(valkey.render_as_string(hide_password=False), protocol=protocol)
+    made = recording_client(valkey, protocol=protocol)
     yield made
     made.close()
 

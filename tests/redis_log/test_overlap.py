@@ -6,10 +6,9 @@ from contextlib import suppress
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from own_servers import client
+from own_servers import client, recording_client
 
 from helios import label
-from helios.label.clients import RecordedRedis
 from helios.label.recording import Recording
 from helios.testing import redis_log
 
@@ -21,8 +20,10 @@ WRITES = (
     lambda there, key, number: there.set(key, f"{LONG}{number}"),
     lambda there, key, number: there.expire(key, 1000 + number),
     lambda there, key, _number: there.persist(key),
-    lambda there, key, number: there.pipeline().delete(key).rpush(key, number, 1).execute(),
-    lambda there, key, number: there.pipeline().delete(key).sadd(key, number, "b").set("text", number).execute(),
+    lambda there, key, number: there.pipeline().execute_command("DEL", key).rpush(key, number, 1).execute(),
+    lambda there, key, number: (
+        there.pipeline().execute_command("DEL", key).sadd(key, number, "b").set("text", number).execute()
+    ),
 )
 STEPS = st.one_of(
     st.tuples(
@@ -85,7 +86,7 @@ def plain(valkey):
 def recorded(valkey, monkeypatch):
     """A client that records for the run that the environment names at the time."""
     monkeypatch.setenv(label.VARIABLE, "0")
-    made = RecordedRedis.from_url(valkey.render_as_string(hide_password=False))
+    made = recording_client(valkey)
     yield made
     made.close()
 

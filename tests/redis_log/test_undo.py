@@ -1,12 +1,13 @@
 """What an undo takes back, from which moment on, and what it leaves because it is somebody else's."""
 
 import pytest
+from own_servers import recording_client
 from server_user import until
 
 from helios import label
 from helios.errors import RecordingError
-from helios.label.clients import RecordedRedis
 from helios.testing import redis_log
+from helios.testing.redis_log import log
 
 LONG = 5000  # bytes: more than a fingerprint reads
 
@@ -111,7 +112,7 @@ def test_of_two_overlapping_runs_either_may_end_first(first, plain, valkey, monk
     before = redis_log.digest(plain)
     redis_log.begin(plain, 7, "here")
     redis_log.begin(plain, 8, "there")
-    made = RecordedRedis.from_url(valkey.render_as_string(hide_password=False))
+    made = recording_client(valkey)
     for run, name, value in [
         (7, "string", 1),
         (8, "string", 2),
@@ -140,7 +141,7 @@ def test_of_two_overlapping_runs_either_may_end_first(first, plain, valkey, monk
 
 def test_a_process_that_outlives_its_run_writes_nothing(plain, valkey, monkeypatch):
     """After the end of the run, or where it never began, each write is refused with a sentence."""
-    made = RecordedRedis.from_url(valkey.render_as_string(hide_password=False))
+    made = recording_client(valkey)
     redis_log.begin(plain, 7, "here")
     monkeypatch.setenv(label.VARIABLE, "7")
     made.set("string", 1)
@@ -169,3 +170,24 @@ def test_many_keys_are_undone_in_batches(run, recorded, plain):
     pipe.delete(*[f"new {each}" for each in range(3000)], "string")
     assert 3001 == pipe.execute()[-1]
     assert 2000 == sum(each.count for each in redis_log.undo(plain, run) if each.what == "deleted")
+
+
+def test_what_is_written_while_an_undo_goes_on_is_undone_before_the_rest(free_run, recorded, plain, monkeypatch):
+    """A test that begins between two batches: what it found, a neighbour's, is what its keys go back to."""
+    names = [f"many {each}" for each in range(1000)]
+    plain.mset(dict.fromkeys(names, "before"))
+    recorded.mset(dict.fromkeys(names, "run"))
+    batch, batches = log.UNDO.run, []
+
+    def interrupted(*arguments):
+        batches.append(batch(*arguments))
+        if len(batches) == 1:
+            plain.mset(dict.fromkeys(names, "neighbour"))
+            redis_log.mark(plain, free_run)
+            recorded.mset(dict.fromkeys(names, "run again"))
+        return batches[-1]
+
+    monkeypatch.setattr(log.UNDO, "run", interrupted)
+    redis_log.undo(plain, free_run)
+    assert {b"neighbour"} == set(plain.mget(names))
+    assert 0 == redis_log.close(plain, free_run)

@@ -9,9 +9,12 @@ What this cannot do:
   run found comes back;
 - give a blocking pop its place in the queue of those who wait: it is tried again every few milliseconds;
 - take back FUNCTION LOAD, CONFIG SET, ACL: what is no key; the first is refused;
-- work on a Redis Cluster yet, on a server before 7.0, or on one that evicts any key.
+- work on a server before 7.0, or on one that evicts any key;
+- on a Redis Cluster, take a command without a key in a pipeline, or follow a slot that is just being moved; and when
+  a master is lost with moments that it had not replicated, a test's undo may miss slots that only the run's end finds.
 
-A user with restricted rights needs `~helios:undo:*` and database 0, and to read and DUMP the keys that it writes.
+A user with restricted rights needs `~helios:undo:*` and database 0, and to read and DUMP the keys that it writes; on a
+Redis Cluster also +hsetnx, +hincrby, +hdel and +unlink, for the logs of slots.
 """
 
 from helios.testing.redis_log.digesting import digest

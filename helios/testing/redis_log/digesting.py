@@ -10,7 +10,8 @@ from typing import Any
 
 from redis import Redis
 
-from helios.label.images import PREFIX
+from helios.label.images import LOGS
+from helios.testing.redis_log.places import servers_of
 from helios.testing.redis_log.scripts import Script, shown
 
 PAGE = 500
@@ -119,12 +120,20 @@ def digest(client: Redis, excluding: Sequence[str] = ()) -> dict[str, str]:
 
     """
     found: dict[str, str] = {}
+    for server in servers_of(client):
+        found |= digest_of(server, excluding)
+    return found
+
+
+def digest_of(client: Redis, excluding: Sequence[str]) -> dict[str, str]:
+    """Hash what one server holds."""
+    found: dict[str, str] = {}
     for name in client.info("keyspace"):
         database = int(str(name).removeprefix("db"))
         cursor = b"0"
         while True:
-            asked: tuple[Any, ...] = (database, cursor, PAGE, LARGEST_AT_ONCE, PREFIX, *excluding)
-            cursor, *rows = PAGE_OF_HASHES.run(client, *asked)
+            asked: tuple[Any, ...] = (database, cursor, PAGE, LARGEST_AT_ONCE, LOGS, *excluding)
+            cursor, *rows = PAGE_OF_HASHES.run(client, *asked, at=None)
             for key, value, kind, expiry in zip(*[iter(rows)] * 4, strict=True):
                 known = value.decode() or large(client, database, key, kind.decode(), expiry)
                 found[shown(b"%d:%b" % (database, key))] = known
@@ -137,7 +146,7 @@ def large(client: Redis, database: int, key: bytes, kind: str, expiry: bytes) ->
     """Hash a key of many elements, read in pages so that the server stays at others' service."""
 
     def ask(*words: Any) -> Any:  # noqa: ANN401 - an answer of Redis
-        return IN_DATABASE.run(client, database, *words)
+        return IN_DATABASE.run(client, database, *words, at=None)
 
     parts = READERS[kind](ask, key)
     hashed = hashlib.sha256(b"%b %b " % (kind.encode(), expiry))

@@ -8,8 +8,11 @@ from typing import Any
 from redis import Redis
 
 from helios.errors import RecordingError
-from helios.label.images import PREFIX, RUNS, SEQUENCE, STATE
+from helios.label.images import STATE
+from helios.label.slots import prefix, tag
+from helios.testing.redis_log.places import servers_of
 from helios.testing.redis_log.scripts import Script, shown
+from helios.testing.redis_log.slots import CLOSE, OPEN, logs_of, logs_there, release
 
 BATCH = 200
 OLDEST = 7
@@ -173,42 +176,31 @@ return {scope, cursor, deleted, restored, kept}
 """
 )
 
-BEGIN = Script(f"""
-if redis.call('HSETNX', '{RUNS}', ARGV[1], ARGV[2]) == 0 then return 0 end
-redis.call('HSET', '{PREFIX}' .. ARGV[1], 'scope', 0)
-redis.call('SET', '{PREFIX}' .. ARGV[1] .. ':turn', 0)
+BEGIN = Script("""
+if redis.call('HSETNX', RUNS, ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('HSET', PREFIX .. ARGV[1], 'scope', 0)
+redis.call('SET', PREFIX .. ARGV[1] .. ':turn', 0)
 return 1
 """)
 
-MARK = Script(f"""
-if redis.call('HEXISTS', '{RUNS}', ARGV[1]) == 0 then return -1 end
-redis.call('INCR', '{PREFIX}' .. ARGV[1] .. ':turn')
-return redis.call('HINCRBY', '{PREFIX}' .. ARGV[1], 'scope', 1)
-""")
-
-# A run with images left is not closed, and its labelled processes go on being recorded.
-CLOSE = Script(f"""
-local scope = redis.call('HGET', '{PREFIX}' .. ARGV[1], 'scope')
-if not scope then return 0 end
-for each = tonumber(scope), 0, -1 do
-  local left = redis.call('HLEN', '{PREFIX}' .. ARGV[1] .. ':' .. each)
-  if left > 0 then return left end
-end
-redis.call('UNLINK', '{PREFIX}' .. ARGV[1], '{PREFIX}' .. ARGV[1] .. ':turn')
-redis.call('HDEL', '{RUNS}', ARGV[1])
-if redis.call('EXISTS', '{RUNS}') == 0 then redis.call('UNLINK', '{SEQUENCE}') end
-return 0
+# Answers with the new scope, the run's owner, and the slots that the run has open; nothing where it has not begun.
+MARK = Script("""
+local owner = redis.call('HGET', RUNS, ARGV[1])
+if not owner then return {} end
+redis.call('INCR', PREFIX .. ARGV[1] .. ':turn')
+local scope = redis.call('HINCRBY', PREFIX .. ARGV[1], 'scope', 1)
+return {scope, owner, redis.call('HKEYS', PREFIX .. ARGV[1] .. ':slots')}
 """)
 
 # What a run wrote stands from here on, and the run can be closed.
-FORGET = Script(f"""
-local scope = redis.call('HGET', '{PREFIX}' .. ARGV[1], 'scope')
+FORGET = Script("""
+local scope = redis.call('HGET', PREFIX .. ARGV[1], 'scope')
 if not scope then return 0 end
-for each = tonumber(scope), 0, -1 do redis.call('UNLINK', '{PREFIX}' .. ARGV[1] .. ':' .. each) end
+for each = tonumber(scope), 0, -1 do redis.call('UNLINK', PREFIX .. ARGV[1] .. ':' .. each) end
 return 1
 """)
 
-RUNS_AND_OWNERS = Script(f"return redis.call('HGETALL', '{RUNS}')")
+RUNS_AND_OWNERS = Script("return redis.call('HGETALL', RUNS)")
 
 
 @dataclass(frozen=True)
@@ -233,7 +225,8 @@ def begin(client: Redis, run: int, owner: str) -> None:
         RecordingError: this Redis is too old, or evicts keys as it likes, so the log would not be safe in it.
 
     """
-    refuse_unfit(client.info())
+    for server in servers_of(client):
+        refuse_unfit(server.info())
     BEGIN.run(client, run, owner)
 
 
@@ -257,42 +250,55 @@ def mark(client: Redis, run: int) -> int:
         RecordingError: the run has not begun here, or is over.
 
     """
-    scope = int(MARK.run(client, run))
-    if scope < 0:
+    answer = MARK.run(client, run)
+    if not answer:
         raise RecordingError(f"test run {run} has not begun in this Redis, or is over: begin it first")
-    return scope
+    scope, owner, slots = answer
+    OPEN.run_each(client, {prefix(tag(int(slot))): (run, owner, scope) for slot in slots})
+    return int(scope)
 
 
 def undo(client: Redis, run: int, since: int = 0) -> list[Change]:
-    """Put back what the run found before it wrote, since a mark or in all; safe to be killed and run again."""
+    """Put back what the run found before it wrote, since a mark or in all; safe to be killed and run again.
+
+    On a Redis Cluster the undo of all looks for images in every slot, whatever the run knows of itself: a master that
+    was lost may have taken with it which slots are open, or brought back what had been undone.
+    """
     counts: Counter[str] = Counter()
     kept: dict[bytes, None] = {}
-    scope, cursor = -1, b"0"
-    while True:
-        scope, cursor, deleted, restored, left = UNDO.run(client, run, since, scope, cursor, BATCH)
-        counts.update(deleted=deleted, restored=restored)
-        kept.update(dict.fromkeys(left))
-        if scope < 0:
-            break
+    logs = logs_of(client, run, everywhere=since == 0)
+    for at, answer in UNDO.run_each(client, dict.fromkeys(logs, (run, since, -1, b"0", BATCH))).items():
+        scope, cursor, deleted, restored, left = answer
+        while True:
+            counts.update(deleted=deleted, restored=restored)
+            kept.update(dict.fromkeys(left))
+            if scope < 0:
+                break
+            scope, cursor, deleted, restored, left = UNDO.run(client, run, since, scope, cursor, BATCH, at=at)
+    release(client, run, logs)
     changes = [Change("", what, counts[what]) for what in ("deleted", "restored") if counts[what]]
     why = "changed since by somebody else"
     return changes + [Change(named(each), "kept", 1, why) for each in kept]
 
 
 def close(client: Redis, run: int) -> int:
-    """End a run, and give 0; or how many images are left to undo, and then it goes on."""
+    """End a run, and give 0; or how many images, or slots with such, are left to undo, and then it goes on."""
+    release(client, run, logs_of(client, run, everywhere=False))
     return int(CLOSE.run(client, run))
 
 
 def forget(client: Redis, run: int) -> None:
     """Let stand what a run wrote: its images are dropped, so that nothing of it is undone."""
-    FORGET.run(client, run)
+    FORGET.run_each(client, dict.fromkeys(logs_of(client, run, everywhere=True), (run,)))
 
 
 def runs(client: Redis, owner: str) -> list[int]:
     """Give the runs of an owner that have begun and are not closed, the dead among them."""
     flat = RUNS_AND_OWNERS.run(client)
-    return sorted(int(each) for each, name in zip(flat[::2], flat[1::2], strict=True) if name == owner.encode())
+    known = dict(zip(flat[::2], flat[1::2], strict=True))
+    for each in logs_there(client).values():
+        known |= each
+    return sorted(int(each) for each, name in known.items() if name == owner.encode())
 
 
 def named(field: bytes) -> str:

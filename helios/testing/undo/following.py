@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Table, text
 
 from helios.errors import HeliosError, RightsError, SchemaError
+from helios.layout import version_of
 from helios.schema.environment import refuse_production
 from helios.testing.undo.blocking import patiently
 from helios.testing.undo.place import (
@@ -87,7 +88,7 @@ def install(connection: Connection, schema: str, tables: Iterable[Table]) -> Non
 
     Raises:
         EnvironmentRefusedError: one of the schemas is production, or not marked.
-        SchemaError: a table is not there, or cannot be followed.
+        SchemaError: a table is not there, or cannot be followed; or the database has Citus.
         RightsError: the role may not install triggers, or not make the log's schema.
 
     """
@@ -95,6 +96,7 @@ def install(connection: Connection, schema: str, tables: Iterable[Table]) -> Non
     wanted = sorted({(each.schema or default, each.name) for each in tables if not bookkeeping(each)})
     for each in sorted({schema, *(name for name, _ in wanted)}):
         refuse_production(connection, each, "installing an undo log, which adds triggers to tables,")
+    refuse_citus(connection)
     found = list(
         connection.execute(LOOK, {"schemas": [space for space, _ in wanted], "names": [name for _, name in wanted]})
     )
@@ -104,6 +106,20 @@ def install(connection: Connection, schema: str, tables: Iterable[Table]) -> Non
     connection.info[REMEMBERED] = log
     if not up_to_date(connection, log, found):
         patiently(connection, PATIENCE, f"installing {log}", lambda wait: follow(connection, schema, log, found, wait))
+
+
+def refuse_citus(connection: Connection) -> None:
+    """Refuse a database with Citus: it takes no triggers on what it distributes, and carries the log to workers.
+
+    Raises:
+        SchemaError: so it is.
+
+    """
+    if version_of(connection, "citus") is not None:
+        raise SchemaError(
+            "the undo log needs triggers, which Citus does not take on shards: run tests on a database without the "
+            "extension citus"
+        )
 
 
 def refuse(row: Row[Any]) -> None:
