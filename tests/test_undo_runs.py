@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from installation import run_sql
-from sqlalchemy import URL
+from server_user import until
+from sqlalchemy import URL, Connection
 from sqlalchemy.exc import DBAPIError
 from undo_shop import SCHEMA, Run, Shop, running, shop_of, undone
 
@@ -348,6 +349,46 @@ def test_a_neighbour_who_changes_a_row_that_the_undo_has_planned_for(shop: Shop,
         assert [(51, 60)] == shop.rows("SELECT a, b FROM shop.swaps WHERE id = :row", row=row)
         neighbour.exec_driver_sql("UPDATE shop.swaps SET a = 1, b = 1 WHERE id = 1")
         neighbour.exec_driver_sql("DELETE FROM shop.swaps WHERE id = 910")
+
+
+@pytest.fixture
+def gates(shop: Shop) -> Iterator[Connection]:
+    """A connection that holds up each attempt of an undo, after its plan, by a lock of its own: 1, 2, 3, ..."""
+    with shop.kit() as owner, shop.beside() as holder:
+        for each in (
+            "CREATE SEQUENCE shop_undo._gates",
+            (
+                "CREATE FUNCTION shop_undo._gate(bigint[], bigint, xid[], boolean) RETURNS bigint LANGUAGE sql AS "
+                "$$ SELECT 0 FROM pg_advisory_xact_lock_shared(nextval('shop_undo._gates')) $$"
+            ),
+            "INSERT INTO shop_undo._checks VALUES ('_gate', 'shop.swaps'::regclass, 'shop.swaps'::regclass)",
+        ):
+            owner.exec_driver_sql(each)
+        holder.exec_driver_sql("SELECT pg_advisory_lock(each) FROM generate_series(1, 4) AS each")
+        yield holder
+        for each in (
+            "DELETE FROM shop_undo._checks WHERE name = '_gate'",
+            "DROP FUNCTION shop_undo._gate; DROP SEQUENCE shop_undo._gates",
+        ):
+            owner.exec_driver_sql(each)
+
+
+def test_neighbours_who_change_a_row_at_each_attempt(shop: Shop, gates: Connection) -> None:
+    """However often they do, the undo comes to its end: from the third attempt on, nobody writes meanwhile."""
+    at_gate = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = {} AND NOT granted".format
+    waiting = "SELECT FROM pg_stat_activity WHERE query = '{}' AND wait_event_type = 'Lock'".format
+    with running(shop) as run, shop.beside() as neighbour, ThreadPoolExecutor() as beside:
+        run.write(*(f"UPDATE shop.swaps SET a = a + {number} WHERE id <= 6" for number in (20, 30)), one=False)
+        undone = beside.submit(run.undo)
+        for row in (1, 2, 3, 4):
+            change = f"UPDATE shop.swaps SET b = b + 60 WHERE id = {row}"
+            until(lambda number=row: undone.done() or shop.rows(at_gate(number)))
+            changed = beside.submit(neighbour.exec_driver_sql, change)
+            until(lambda of=changed, query=change: of.done() or shop.rows(waiting(query)))
+            gates.exec_driver_sql(f"SELECT pg_advisory_unlock({row})")
+            changed.result()
+        assert [("swaps", "kept", 2, "changed by somebody else"), ("swaps", "restored", 4, "")] == undone.result()
+        neighbour.exec_driver_sql("UPDATE shop.swaps SET a = id, b = id WHERE id <= 6")
 
 
 def test_one_undo_at_a_time(shop: Shop) -> None:

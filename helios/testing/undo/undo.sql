@@ -30,6 +30,9 @@ BEGIN
         BEGIN
             -- In this very subtransaction: the xmin of this row marks the rows that are restored below.
             INSERT INTO _undos (run, known) SELECT each, _full(own) FROM unnest(runs) AS each;
+            IF failed > 1 THEN
+                PERFORM _let_nobody_write(ARRAY(SELECT w.rel FROM unnest(written) AS w));
+            END IF;
             IF failed = 0 THEN
                 short := _short_way(runs, since, own, many, most, written);
                 changes := short.changes;
@@ -53,6 +56,18 @@ BEGIN
     END IF;
     PERFORM set_config('helios.undoing', '', true);
     RETURN QUERY SELECT * FROM unnest(changes) AS c WHERE c.count > 0;
+END
+$$;
+
+-- For as long as this attempt takes: whoever changes rows at each attempt would have the undo fail in the end.
+CREATE OR REPLACE FUNCTION _let_nobody_write(touched oid[]) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN SELECT k.name FROM _tables AS k WHERE rel = ANY (touched) ORDER BY rel LOOP
+        EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', name);
+    END LOOP;
 END
 $$;
 
