@@ -204,18 +204,29 @@ def test_what_an_undo_restored_is_handed_over_too(shop: Shop) -> None:
     assert 0 == shop.logged()
 
 
-def test_a_run_that_writes_while_another_is_undone(shop: Shop) -> None:
+@pytest.mark.parametrize(
+    ("row", "change"),
+    [
+        (1, "UPDATE shop.swaps SET a = 12 WHERE id = 1"),
+        (1, "UPDATE shop.swaps SET a = 1 WHERE id = 1"),
+        (910, "DELETE FROM shop.swaps WHERE id = 910"),
+        (910, "TRUNCATE shop.swaps"),
+    ],
+    ids=["changes it", "puts it back", "deletes it", "truncates the table"],
+)
+def test_a_run_that_writes_while_another_is_undone(shop: Shop, row: int, change: str) -> None:
     """It commits after the undo has looked at what both touched: it counts as a run's, not as a neighbour's."""
     before = shop.digest()
     with running(shop) as other, running(shop) as one, shop.kit() as between:
-        one.write("UPDATE shop.swaps SET a = 10 WHERE id = 1", "UPDATE shop.swaps SET a = 11 WHERE id = 1")
+        one.write(*(["INSERT INTO shop.swaps VALUES (910, 'x', 910, 910)"] if row == 910 else []))
+        one.write(*(f"UPDATE shop.swaps SET a = {number} WHERE id = {row}" for number in (10, 11)))
         ((plan,),) = shop.rows("SELECT plan FROM shop_undo._tables WHERE name = 'shop.swaps'")
         between.exec_driver_sql(f"BEGIN; LOCK TABLE {plan}")  # between what it looks at and what it plans
         with ThreadPoolExecutor() as beside:
             undone = beside.submit(one.undo)
             while not shop.rows(f"SELECT FROM pg_locks WHERE NOT granted AND relation = '{plan}'::regclass"):
                 assert not undone.done()
-            other.write("UPDATE shop.swaps SET a = 12 WHERE id = 1")
+            other.write(change)
             between.exec_driver_sql("COMMIT")
             assert [] == undone.result()
     assert before == shop.digest()

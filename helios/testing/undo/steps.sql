@@ -83,10 +83,10 @@ BEGIN
         WHERE %3$s AND %4$s
     $sql$, t.log, _each(t.keys, 'x.%s'), entries, same_lp, _same(t.keys, t.equals, 'l', 'x')));
 
-    -- Keys that seem to be somebody else's, but are a run's which has written since they were handed over.
+    -- Keys that seem to be somebody else's, or in order, but are a run's which has written since they were handed over.
     PERFORM _make_count('_contested_' || t.rel, format($sql$
         SELECT count(*) FROM %1$s AS p JOIN %2$s AS l ON %3$s JOIN _runs ON _runs.id = l.helios_run
-        WHERE p.helios_act = 'K' AND l.helios_run <> ALL ($1) AND NOT _runs.closed
+        WHERE p.helios_act IN ('K', '-') AND l.helios_run <> ALL ($1) AND NOT _runs.closed
     $sql$, t.plan, t.log, same_lp));
 
     -- The image to go back to is the last version that these runs did not write themselves. Where there is none, a key

@@ -260,9 +260,9 @@ BEGIN
         PERFORM _run_step('_plan_', t.rel, runs, since, own, many);
         IF _acts(t.plan) ? 'K' THEN
             PERFORM _run_step('_equal_', t.rel, runs, since, own, many);
-            IF _run_step('_contested_', t.rel, runs, since, own, many) > 0 THEN
-                RAISE EXCEPTION USING ERRCODE = 'HU001', MESSAGE = t.name || ' was changed by another run';
-            END IF;
+        END IF;
+        IF others AND _run_step('_contested_', t.rel, runs, since, own, many) > 0 THEN
+            RAISE EXCEPTION USING ERRCODE = 'HU001', MESSAGE = t.name || ' was changed by another run';
         END IF;
         IF t.referenced THEN
             PERFORM _run_step('_lock_', t.rel, runs, since, own, many);
