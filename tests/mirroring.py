@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from sqlalchemy.pool import NullPool
 
 from helios import mirrors
 from helios.mirrors.auditing import Audit
+from helios.mirrors.store import ALIVE
 from helios.models import metadata
 
 SCHEMA = str(metadata.schema)
@@ -158,3 +160,22 @@ def scene_of(cluster: URL) -> Iterator[Scene]:
     with made(cluster) as url:
         upgrade(url)
         yield Scene(url)
+
+
+@contextmanager
+def beating(client: Any, heartbeat: str) -> Iterator[None]:
+    """Keep a heartbeat as young as a relay does, however long a command takes on a busy machine."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.05):
+            client.pexpire(heartbeat, ALIVE)
+
+    client.pexpire(heartbeat, ALIVE)
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

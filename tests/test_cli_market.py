@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from installation import engine_of, run_sql, use, variables
 from matplotlib import colors, image
+from mirroring import beating
 from redis import Redis
 
 from helios import mirrors
@@ -87,11 +88,12 @@ def test_a_price_says_which_side_answered(helios, installed, symbol, spot, valke
     client = Redis.from_url(valkey.render_as_string(hide_password=False))
     relay = mirrors.Relay(engine_of(installed), client)
     relay.rebuild("a test", take_over=True)
-    client.pexpire(relay.sides()[1].place.heartbeat, 90_000)  # so that the age of the heartbeat plays no part here
-    for answers in ("mirror", "postgresql"):
-        [row] = json.loads(helios("price", *spot, "--json")[1])
-        assert ("1.50", answers) == (row["price"], row["answered_by"])
-        client.delete(relay.sides()[1].place.key("ticker", "binance", "spot", symbol))
+    place = relay.sides()[1].place
+    with beating(client, place.heartbeat):
+        for answers in ("mirror", "postgresql"):
+            [row] = json.loads(helios("price", *spot, "--json")[1])
+            assert ("1.50", answers) == (row["price"], row["answered_by"])
+            client.delete(place.key("ticker", "binance", "spot", symbol))
     relay.close()
     client.close()
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 from mirroring import SCHEMA, Scene, scene_of
-from redis import Redis
 from server_user import until
 from sqlalchemy import URL, text
 from sqlalchemy.orm import Session, sessionmaker
@@ -68,11 +67,10 @@ def price(symbol: str, value: int) -> str:
     """
 
 
-def buckets_of(client: Redis) -> Counter[str]:
+def buckets_of(scene: Scene) -> Counter[str]:
     """Count the keys of each bucket that has any."""
-    return Counter(
-        name.decode().partition("{")[2].partition("}")[0] for name in client.scan_iter("helios:*", count=1000)
-    )
+    names = scene.client.scan_iter(scene.place.pattern, count=1000)
+    return Counter(name.decode().partition("{")[2].partition("}")[0] for name in names)
 
 
 def test_a_name_is_in_the_same_bucket_for_ever():
@@ -86,7 +84,7 @@ def test_a_name_is_in_the_same_bucket_for_ever():
 
 def test_each_bucket_holds_its_own_and_a_reader_finds_it(scene):
     """Twelve tickers lie in four buckets, and their names alone lead to each, in one call or in twelve."""
-    assert set(FOUR) == set(buckets_of(scene.client))
+    assert set(FOUR) == set(buckets_of(scene))
     mirror = mirror_of(scene)
     keys = [mirror.place.key("ticker", "binance", "spot", each) for each in SYMBOLS]
     assert 4 == len({key.partition("}")[0] for key in keys})
@@ -194,7 +192,7 @@ def test_the_number_changes_while_a_relay_runs_and_a_reader_reads(scene):
                 until(lambda now=value: live.price(connection, ("binance", "spot", "S5")).value == now)
                 until(lambda: live.price(connection, ("binance", "spot", "S5")).mirrored)
                 assert value == live.price(connection, ("binance", "spot", "S5")).value
-                assert set(bucket_names(number)) == set(buckets_of(scene.client))
+                assert set(bucket_names(number)) == set(buckets_of(scene))
     finally:
         services.stop.set()
         thread.join(20)

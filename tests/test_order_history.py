@@ -319,7 +319,7 @@ def test_nobody_calls_the_functions_unasked(connection: Connection) -> None:
         f"WHERE pronamespace = '{SCHEMA}'::regnamespace ORDER BY proname"
     )
     found = connection.execute(query).all()
-    assert 17 == len(found)
+    assert 18 == len(found)
     for name, rights, configuration in found:
         assert "{helios=X/helios}" == rights, name
         assert f"search_path={SCHEMA},pg_temp" in [re.sub('[" ]', "", each) for each in configuration], name

@@ -179,8 +179,8 @@ def test_what_is_written_while_an_undo_goes_on_is_undone_before_the_rest(free_ru
     recorded.mset(dict.fromkeys(names, "run"))
     batch, batches = log.UNDO.run, []
 
-    def interrupted(*arguments):
-        batches.append(batch(*arguments))
+    def interrupted(*arguments, **options):
+        batches.append(batch(*arguments, **options))
         if len(batches) == 1:
             plain.mset(dict.fromkeys(names, "neighbour"))
             redis_log.mark(plain, free_run)
