@@ -149,14 +149,14 @@ def is_sharded(cursor: Any) -> bool:  # noqa: ANN401 - a driver's cursor
 
 def streamed(connection: Any, place: Place, statements: dict[str, str], of: str) -> Iterator[list[Any]]:  # noqa: ANN401 - a driver's connection
     """Read everything of a bucket; rows stay on the server until they are wanted."""
-    some = place.buckets > 1
+    spread = place.buckets > 1
     ids: list[int] = []
-    if some:
+    if spread:
         with connection.cursor() as cursor:
             ids = [number for number, *name in rows(cursor, NAMES[of], []) if place.holds(tuple(name))]
     with connection.cursor("helios_mirror") as cursor:
         cursor.itersize = AT_ONCE
-        cursor.execute(statements["some" if some else "all"], {"ids": ids} if some else None)
+        cursor.execute(statements["some" if spread else "all"], {"ids": ids} if spread else None)
         while some := cursor.fetchmany(AT_ONCE):
             yield some
 
