@@ -404,10 +404,10 @@ def test_a_slice_of_the_audit_grows_step_by_step_and_shrinks_at_once(scene):
     audit = auditing.Audit(scene.relay)
     walk = audit.walks[0]
     sizes = []
-    for took in (0.001, 0.001, 0.001, 0.001, 0.1):
+    for took in (*[0.00001] * 7, 0.1):
         audit.adapt(walk, took)
         sizes.append(audit.sizes[walk])
-    assert [400, 800, 1000, 1000, 200] == sizes
+    assert [50, 100, 200, 400, 800, 1000, 1000, 25] == sizes
 
 
 @pytest.mark.parametrize("way", ["ids", "names"])

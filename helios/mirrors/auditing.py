@@ -1,7 +1,8 @@
 """Keys that Redis lost or changed by itself, found a slice at a time and written again.
 
 Evicted, deleted or altered by hand, a key has no entry in the outbox. Readers go to PostgreSQL for one that is gone,
-and this brings it back. A slice is as big as can be compared in a few milliseconds, for nothing is relayed meanwhile.
+and this brings it back. A slice is as big as can be compared in a millisecond or two, for nothing is relayed meanwhile;
+what cannot be cut, as all orders of an account, may take longer, and is paid for with a longer pause.
 """
 
 import time
@@ -16,7 +17,7 @@ from helios.mirrors.store import Store, commands_of
 from helios.mirrors.values import statement
 from helios.models import Interval
 
-TAKES = 0.004  # seconds that a slice takes, about
+TAKES = 0.0015  # seconds that a slice takes, about
 MOST = 1_000  # things in the biggest slice
 NEXT_INSTRUMENTS = statement("""
     SELECT id, exchange, market, symbol FROM {instruments} WHERE id > %s ORDER BY id LIMIT %s
@@ -99,10 +100,10 @@ class Audit:
         self.relay = relay
         # With the fewest things of a slice: below that, beginning and ending it would cost more than looking.
         self.least: dict[Walk, int] = {
-            Named(NEXT_INSTRUMENTS, keys.TICKER): 200,
-            SeriesOfKlines(): 8,
+            Named(NEXT_INSTRUMENTS, keys.TICKER): 25,
+            SeriesOfKlines(): 1,
             Named(NEXT_ACCOUNTS, *checking.HASHES): 1,
-            Found(): 60,
+            Found(): 10,
         }
         self.walks, self.sizes = list(self.least), dict(self.least)
         self.rounds = dict.fromkeys(self.walks, 0)

@@ -16,7 +16,8 @@ from helios.mirrors.relay import BEAT, PASSING, Relay
 from helios.mirrors.source import CHANNEL, connected
 
 log = logging.getLogger("helios.mirrors")
-AUDIT, TEND = 0.25, 1.0  # seconds between two slices of the audit, and between two looks at the outbox's size
+AUDIT, TEND = 0.1, 1.0  # seconds between two slices of the audit, and between two looks at the outbox's size
+PAUSE = 60  # times what a slice of the audit took, until the next one
 APART = 0.25  # seconds between two looks of a relay that is told by somebody else what changes
 ASIDE = 0.1  # seconds before looking again where another relay leads
 FIRST_WAIT, LAST_WAIT = 0.05, 1.0  # seconds before another attempt where PostgreSQL or Redis is down
@@ -42,7 +43,7 @@ class Service:
         self.down_since: float | None = None
         self.pause = FIRST_WAIT
         self.audit = Audit(relay)
-        self.audited = self.tended = 0.0
+        self.audit_due = self.tended = 0.0
         self.told = False
         # Of several buckets, all together look as often as the relay of a single one; and the outbox is that of all.
         buckets = number_of_buckets(relay.bucket)
@@ -93,9 +94,10 @@ class Service:
 
     def tend(self) -> None:
         """See to what nobody changed, now and then: keys that Redis lost by itself, an outbox that has grown."""
-        if self.relay.proved and time.monotonic() > self.audited + self.audits_every:
+        if self.relay.proved and (began := time.monotonic()) > self.audit_due:
             self.audit.step()
-            self.audited = time.monotonic()
+            ended = time.monotonic()
+            self.audit_due = ended + max(self.audits_every, PAUSE * (ended - began))
         if self.relay.source is not None and self.empties and time.monotonic() > self.tended + TEND:
             self.relay.source.empty()
             self.tended = time.monotonic()
