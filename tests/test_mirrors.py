@@ -452,7 +452,7 @@ def test_two_databases_and_two_schemas_have_no_key_in_common():
 def test_an_entry_of_a_newer_schema_is_not_guessed_at():
     """An old relay says that it is too old."""
     with pytest.raises(mirrors.relay.HeliosError, match="the schema is ahead"):
-        image.Changes().take("balance", "1")
+        image.Changes().take("balance", ["1"])
 
 
 def test_a_running_candle_expires_and_is_outside_the_check(scene):

@@ -125,7 +125,7 @@ def test_a_zombies_batch_is_refused(scene):
         scene.step()
         commands = [store.packed("SET", scene.key("ticker", "binance", "spot", "BTC:USDT"), old.decode())]
         with pytest.raises(mirrors.LostError, match="moved"):
-            zombie.write(commands, voucher="x", age=0)
+            zombie.write(commands, voucher="x", seen=time.monotonic())
         assert "2" == scene.ticker()["last_price"]
 
 
@@ -137,7 +137,7 @@ def test_a_zombies_heartbeat_is_refused(scene):
         scene.step()
         scene.client.delete(scene.place.heartbeat)
         with pytest.raises(mirrors.LostError):
-            zombie.write([], voucher="x", age=0)
+            zombie.write([], voucher="x", seen=time.monotonic())
         assert not scene.client.exists(scene.place.heartbeat)
     time.sleep(0.11)
     scene.step()

@@ -24,7 +24,7 @@ SLOTS = 1 << 14  # of a Redis Cluster
 Name = tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Key:
     """What a key is of: its table, and the natural key, such as ("ticker", ("binance", "spot", "BTCUSDT"))."""
 

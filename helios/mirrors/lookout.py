@@ -8,41 +8,14 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from helios.mirrors.image import Changes
+from helios.mirrors import source
 from helios.mirrors.keys import bucket_names
 from helios.mirrors.owners import Owners
-from helios.mirrors.source import CHANNEL, EVERY, connected, statement
+from helios.mirrors.source import CHANNEL, EVERY, SETTINGS, connected, statement, told
 
-# As the relay of a single bucket waits and reads, but from a snapshot of its own and not from the newest point's.
-WAIT = statement("""
-    DO $wait$
-    DECLARE
-        first bigint := CAST(CAST(pg_snapshot_xmax(CAST(%(snapshot)s AS pg_snapshot)) AS text) AS bigint);
-        late bigint[] := ARRAY(SELECT CAST(CAST(each AS text) AS bigint)
-                               FROM pg_snapshot_xip(CAST(%(snapshot)s AS pg_snapshot)) AS each);
-    BEGIN
-        PERFORM set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true);
-        WHILE clock_timestamp() < transaction_timestamp() + %(longest)s * interval '1 second' LOOP
-            EXIT WHEN (SELECT true FROM {outbox} WHERE xid >= first ORDER BY xid DESC LIMIT 1)
-                OR (cardinality(late) > 0 AND (SELECT true FROM {outbox} WHERE xid = ANY (late) ORDER BY xid LIMIT 1));
-            PERFORM pg_sleep(%(every)s);
-        END LOOP;
-    END
-    $wait$;
-""")
-CHANGED = statement("""
-    SELECT set_config('enable_seqscan', 'off', true);
-    WITH seen AS MATERIALIZED (SELECT pg_current_snapshot()::text AS now)
-    SELECT subject, key, NULL FROM (
-        SELECT subject, key FROM {outbox}
-        WHERE xid >= CAST(CAST(pg_snapshot_xmax(CAST(%(snapshot)s AS pg_snapshot)) AS text) AS bigint)
-        UNION
-        SELECT subject, key FROM pg_snapshot_xip(CAST(%(snapshot)s AS pg_snapshot)) AS each
-        JOIN {outbox} ON xid = CAST(CAST(each AS text) AS bigint)
-    ) AS entries
-    UNION ALL SELECT NULL, NULL, now FROM seen
-""")
-SEEN = "SELECT NULL, NULL, pg_current_snapshot()::text"
+SINCE = "(SELECT %(snapshot)s AS snapshot)"
+WAIT, CHANGED = (statement(text, newest=SINCE) for text in (source.WAIT, source.CHANGED))
+SEEN = "SELECT NULL, pg_current_snapshot()::text, 0"
 
 
 class Lookout:
@@ -85,15 +58,10 @@ class Lookout:
         waits = longest > 0 and not first
         if waits and self.listens:
             self.listen(longest)
-        changes = Changes()
         with self.connection.cursor() as cursor:
             query = SEEN if first else WAIT + CHANGED if waits and not self.listens else CHANGED
             cursor.execute(query, {"snapshot": self.snapshot, "longest": longest, "every": EVERY})
-            for subject, key, seen in cursor.fetchall():
-                if subject is None:
-                    self.snapshot = seen
-                else:
-                    changes.take(subject, key)
+            changes, self.snapshot, _ = told(cursor)
             self.owners.learn(cursor, changes)
         return set(bucket_names(self.buckets)) if first else self.owners.buckets_of(changes)
 
@@ -101,9 +69,8 @@ class Lookout:
         """Connect, and listen where that is wanted."""
         self.connection = connected(self.engine)
         self.connection.autocommit = True
-        if self.listens:
-            with self.connection.cursor() as cursor:
-                cursor.execute(CHANNEL)
+        with self.connection.cursor() as cursor:
+            cursor.execute(SETTINGS + (CHANNEL if self.listens else ""))
 
     def listen(self, longest: float) -> None:
         """Wait until somebody announces a commit, or it has been long enough."""

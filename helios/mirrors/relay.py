@@ -10,7 +10,9 @@ not as they were when they changed, makes late entries harmless: whatever change
 import logging
 import secrets
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -18,6 +20,7 @@ from sqlalchemy import Engine
 
 from helios.errors import HeliosError
 from helios.mirrors import image
+from helios.mirrors.image import Writes
 from helios.mirrors.keys import BUCKET, number_of_buckets
 from helios.mirrors.nodes import UNREACHED
 from helios.mirrors.owners import Owners
@@ -180,24 +183,23 @@ class Relay:
         if changes.everything:
             self.rebuild_now(source, store, point, "a table or a partition was changed as a whole")
             return True
-        waiting: list[bytes] = []
-        size = 0
+        waiting: list[Writes] = []
         with source.connection.cursor() as cursor:
             if store.place.buckets > 1:
                 self.owners.learn(cursor, changes)
                 changes = self.owners.of_bucket(changes, self.bucket)
-            for writes in image.of_changes(cursor, store.place, changes):
-                if waiting and size + len(writes) > AT_ONCE:
+            read = image.of_changes(cursor, store.place, changes)
+            for writes in image.ahead(read) if entries > image.AT_ONCE else read:
+                if waiting and sum(map(len, waiting)) + len(writes) > AT_ONCE:
                     # Half a batch under the old token would stay for good, were PostgreSQL to go back just then.
-                    store.write(waiting, token=new_token(source, "moving-"))
-                    waiting, size = [], 0
-                waiting += commands_of(writes)
-                size += len(writes)
+                    store.write(all_commands(waiting), token=new_token(source, "moving-"))
+                    waiting = []
+                waiting.append(writes)
                 self.counts.written += len(writes)
         # Where nothing is of this bucket, Redis stands at the new batch as it did at the one before.
-        token = new_token(source) if waiting or store.token != point.token else point.token
+        token = new_token(source) if any(waiting) or store.token != point.token else point.token
         if token != store.token or began - self.beaten > BEAT:
-            store.write(waiting, token=token, voucher=voucher(source.home.server), age=time.monotonic() - began)
+            store.write(all_commands(waiting), token=token, voucher=voucher(source.home.server), seen=began)
             self.beaten = began
         source.advance(point, token, snapshot)
         self.counts.batches += 1
@@ -218,11 +220,11 @@ class Relay:
                 store.write([packed("UNLINK", *names)])
         read = time.monotonic()
         snapshot = source.all_to_read()
-        for writes in image.everything(source.connection, store.place):
+        for writes in image.ahead(image.everything(source.connection, store.place)):
             store.write(commands_of(writes))
             self.counts.written += len(writes)
         token = new_token(source)
-        store.write([], token=token, voucher=voucher(source.home.server), age=time.monotonic() - read)
+        store.write([], token=token, voucher=voucher(source.home.server), seen=read)
         source.advance(point, token, snapshot)
         source.rebuilt(reason, time.monotonic() - began)
         self.counts.rebuilds += 1
@@ -232,10 +234,15 @@ class Relay:
     def beat(self, store: Store, source: Source, began: float) -> None:
         """Say in Redis that both sides still stand at the same batch; where another relay just moved on, it says so."""
         try:
-            store.write([], voucher=voucher(source.home.server), age=time.monotonic() - began)
+            store.write([], voucher=voucher(source.home.server), seen=began)
         except LostError:
             self.proved = False
         self.beaten = began
+
+
+def all_commands(of: Iterable[Writes]) -> Iterator[bytes]:
+    """Write the commands of all that waits."""
+    return chain.from_iterable(map(commands_of, of))
 
 
 def new_token(source: Source, kind: str = "") -> str:

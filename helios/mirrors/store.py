@@ -6,6 +6,7 @@ whoever led before and wakes up late writes nothing. Commands are packed here, b
 more time on them than Redis does.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from helios.mirrors.nodes import UNREACHED, find_anew, pool_of
 if TYPE_CHECKING:
     from redis import Redis
 
+AT_ONCE = 200  # texts of one MSET
+AT_A_TIME = 1 << 16  # bytes that are sent before the rest is packed: Redis reads them meanwhile
 ALIVE = 60_000  # milliseconds that a heartbeat lives: a reader's lag is this less its time to live
 # What an ACL has to allow, beside `~<pattern>` for the keys: the relay, its check included, and a reader.
 RELAY_COMMANDS = "watch unwatch multi exec get mget set mset del unlink hset hdel hgetall scan hello auth select ping"
@@ -67,31 +70,23 @@ class Store:
         return self.token
 
     def write(
-        self, commands: Iterable[bytes], *, token: str | None = None, voucher: str = "", age: float | None = None
+        self, commands: Iterable[bytes], *, token: str | None = None, voucher: str = "", seen: float | None = None
     ) -> None:
         """Write a batch, whole or not at all.
 
         Args:
-            commands: packed commands.
+            commands: packed commands; what makes them runs while Redis reads those before.
             token: the token to set with it; None leaves the old one.
             voucher: whose mirrors these are, and in which form; the heartbeat's value.
-            age: how many seconds ago the tables were as Redis is afterwards; None sets no heartbeat.
+            seen: when, in `time.monotonic`, the tables were as Redis is afterwards; None sets no heartbeat.
 
         Raises:
             LostError: the token has moved; nothing was written.
             RedisError: Redis is not reached, or refuses; whether the batch was written is not known.
 
         """
-        body = list(commands)
-        if token is not None:
-            body.append(packed("SET", self.place.token, token))
-        if age is not None:
-            lives = max(1, ALIVE - int(age * 1000) - 1)
-            body.append(packed("SET", self.place.heartbeat, voucher, "PX", str(lives)))
         before = self.token
-        answers = self.ask(
-            packed("MULTI"), *body, packed("EXEC"), packed("WATCH", self.place.token), packed("GET", self.place.token)
-        )
+        answers = self.ask_all(self.batch(commands, token, voucher, seen))
         *queued, done, watching, token_now = answers
         raise_any([*queued, watching, token_now])
         self.token = decoded(token_now)
@@ -101,11 +96,41 @@ class Store:
         if self.token != (before if token is None else token):
             raise LostError(f"another relay moved {self.place.token} just now")
 
+    def batch(self, commands: Iterable[bytes], token: str | None, voucher: str, seen: float | None) -> Iterator[bytes]:
+        """Put what is to be written between MULTI and EXEC."""
+        yield packed("MULTI")
+        yield from commands
+        if token is not None:
+            yield packed("SET", self.place.token, token)
+        if seen is not None:
+            lives = max(1, ALIVE - int((time.monotonic() - seen) * 1000) - 1)
+            yield packed("SET", self.place.heartbeat, voucher, "PX", str(lives))
+        yield packed("EXEC")
+        yield packed("WATCH", self.place.token)
+        yield packed("GET", self.place.token)
+
     def ask(self, *commands: bytes) -> list[Any]:
         """Send commands at once, and read an answer to each; refusals are given as they are."""
-        self.connection.send_packed_command([b"".join(commands)])
+        return self.ask_all(commands)
+
+    def ask_all(self, commands: Iterable[bytes]) -> list[Any]:
+        """Send many commands, and read an answer to each."""
+        asked = 0
+
+        def gathered() -> Iterator[bytes]:
+            nonlocal asked
+            some, size = [], 0
+            for asked, command in enumerate(commands, 1):  # noqa: B007 - counts for the answers
+                some.append(command)
+                size += len(command)
+                if size >= AT_A_TIME:
+                    yield b"".join(some)
+                    some, size = [], 0
+            yield b"".join(some)
+
+        self.connection.send_packed_command(gathered())
         answers: list[Any] = []
-        for _ in commands:
+        for _ in range(asked):
             try:
                 answers.append(self.connection.read_response())
             except ResponseError as error:
@@ -154,10 +179,10 @@ def hash_of(answer: Any) -> dict[str, str] | str | None:  # noqa: ANN401 - whate
 
 
 def commands_of(writes: Writes) -> Iterator[bytes]:
-    """Write the commands of some writes: one for all texts, one for all that goes, at most two for each hash."""
+    """Write the commands of some writes: a few for all texts, one for all that goes, at most two for each hash."""
     told = [part for key, text in writes.texts.items() if text is not None for part in (key, text)]
-    if told:
-        yield packed("MSET", *told)
+    for first in range(0, len(told), 2 * AT_ONCE):
+        yield packed("MSET", *told[first : first + 2 * AT_ONCE])
     gone = [key for key, content in (*writes.texts.items(), *writes.hashes.items()) if content is None]
     whole = [key for key, content in writes.hashes.items() if content is not None]
     if gone or whole:
