@@ -1,5 +1,6 @@
 """What a batch of the relay must never do: found by chaos, each on its own."""
 
+import threading
 import uuid
 
 import pytest
@@ -8,6 +9,7 @@ from redis import Redis
 from sqlalchemy import text
 
 from helios import mirrors, schema
+from helios.mirrors import image
 from helios.mirrors import relay as relay_module
 
 
@@ -72,3 +74,69 @@ def test_half_a_batch_under_the_old_token_is_impossible(relayed, database, monke
     relayed.step()
     assert () == mirrors.check(relayed).differences
     assert relayed.counts.rebuilds == 2
+
+
+def fill(database) -> None:
+    """Have a batch of several parts."""
+    run_sql(
+        database,
+        "INSERT INTO helios_trading.instruments (exchange, market, symbol) "
+        "SELECT 'x', 'um', n::text FROM generate_series(1, 60) AS n",
+        "INSERT INTO helios_trading.tickers (instrument_id, last_price, event_at) "
+        "SELECT id, 1, now() FROM helios_trading.instruments",
+    )
+
+
+@pytest.fixture
+def in_parts(monkeypatch):
+    """Ten things are a part already, so that what is read goes ahead of what is written."""
+    monkeypatch.setattr(image, "AT_ONCE", 10)
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_a_batch_of_many_parts_is_read_ahead(relayed, database, monkeypatch):
+    """Everything of it comes to Redis, in one MULTI or in several."""
+    fill(database)
+    assert relayed.step()
+    assert () == mirrors.check(relayed).differences
+    monkeypatch.setattr(relay_module, "AT_ONCE", 15)
+    run_sql(database, "UPDATE helios_trading.tickers SET last_price = 2")
+    assert relayed.step()
+    assert () == mirrors.check(relayed).differences
+    assert 1 == relayed.counts.rebuilds
+
+
+@pytest.mark.usefixtures("in_parts")
+@pytest.mark.parametrize("fails", ["reading", "writing"])
+def test_what_is_read_ahead_ends_with_its_batch(relayed, database, monkeypatch, fails):
+    """Whichever side fails: the failure is told, no thread is left, and the next step brings everything."""
+    fill(database)
+    source, store = relayed.sides()
+
+    def fail(*_arguments, **_more):
+        raise ConnectionError("died")
+
+    reading = image.rows
+    parts = []
+
+    def fail_at_the_third(*arguments):
+        parts.append(arguments)
+        return reading(*arguments) if len(parts) < 3 else fail()
+
+    with monkeypatch.context() as patched, pytest.raises(ConnectionError, match="died"):
+        if fails == "reading":
+            patched.setattr(image, "rows", fail_at_the_third)
+        else:
+            patched.setattr(store, "write", fail)
+        relayed.step()
+    assert [] == [each.name for each in threading.enumerate() if "ThreadPool" in each.name]
+    assert "idle" == state_of(database, source.connection.info.backend_pid)
+    relayed.close()
+    assert relayed.step()
+    assert () == mirrors.check(relayed).differences
+
+
+def state_of(database, pid: int) -> str:
+    """Ask what a connection is doing."""
+    with engine_of(database).connect() as connection:
+        return connection.scalar(text("SELECT state FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid})
