@@ -155,7 +155,9 @@ end
 # KEYS: what may be written. ARGV: mode, run, database (or, on a Redis Cluster, the slot's tag with its braces), then of
 # each command its length and its words.
 # Modes: `one` and `many` run the commands and answer with one reply or all; `before` only saves, `after` only notes
-# what is there now. An error before the commands ends the script, so that nothing is written without its image.
+# what is there now. `same` runs one command on each key: ARGV goes on with its name, how many words follow each key,
+# and those words; where all answer with one status, it is given once. An error before the commands ends the script, so
+# that nothing is written without its image.
 RECORD = (
     f"""
 local mode, run, database = ARGV[1], ARGV[2], ARGV[3]
@@ -264,17 +266,45 @@ for first = 1, #fields, 1000 do
   local some = call('HMGET', left, unpack(fields, first, math.min(first + 999, #fields)))
   for i, each in ipairs(some) do known[first + i - 1] = each end
 end
-for i, key in ipairs(KEYS) do
-  if mode ~= 'after' then
-    roughly[i] = before(key, fields[i], known[i])
-  else
-    roughly[i] = known[i] and string.find(known[i], ':~', 1, true) ~= nil
+-- Keys that are all new, to everybody: one image serves them all.
+local function all_new()
+  for i = 1, #KEYS do
+    if known[i] then return false end
+  end
+  for first = 1, #KEYS, 1000 do
+    if call('EXISTS', unpack(KEYS, first, math.min(first + 999, #KEYS))) > 0 then return false end
+  end
+  return not others(run)[1]
+end
+
+if (mode == 'many' or mode == 'same') and not elsewhere and all_new() then
+  local image = call('INCR', SEQUENCE) .. ' - n - 0 '
+  for i = 1, #KEYS do
+    images[2 * i - 1] = fields[i]
+    images[2 * i] = image
+  end
+else
+  for i, key in ipairs(KEYS) do
+    if mode ~= 'after' then
+      roughly[i] = before(key, fields[i], known[i])
+    else
+      roughly[i] = known[i] and string.find(known[i], ':~', 1, true) ~= nil
+    end
   end
 end
 keep(log, images)
 
-local replies, place = {{}}, 4
+local replies, place, alike = {{}}, 4, true
 if elsewhere then call('SELECT', database) end
+if mode == 'same' then
+  local name, more = ARGV[4], tonumber(ARGV[5])
+  for i, key in ipairs(KEYS) do
+    local answer = redis.pcall(name, key, unpack(ARGV, 6 + (i - 1) * more, 5 + i * more))
+    alike = alike and type(answer) == 'table' and answer.ok and answer.ok == (replies[1] or answer).ok
+    replies[i] = answer
+  end
+  place = 0
+end
 while ARGV[place] do
   local length = tonumber(ARGV[place])
   replies[#replies + 1] = redis.pcall(unpack(ARGV, place + 1, place + length))
@@ -289,7 +319,7 @@ for i, key in ipairs(KEYS) do
 end
 if elsewhere then call('SELECT', 0) end
 keep(left, now)
-if mode == 'one' then return replies[1] end
+if mode == 'one' or mode == 'same' and alike then return replies[1] end
 return replies
 """
 )

@@ -216,7 +216,8 @@ class Recording:
         if packed is not None:
             (replies,) = yield Send([()], decode=decode, packed=packed)
             if not isinstance(replies, NoScriptError):
-                return raised(checked(self.run, replies))
+                replies = raised(checked(self.run, replies))
+                return replies if isinstance(replies, list) else [replies] * len(commands)
         writes = yield from self.all_understood(commands)
         if not any(write.keys for write in writes):
             return None

@@ -50,8 +50,6 @@ def shortcuts(
     """Write the recording of a pipeline of such commands, and of some that read; None where one needs a closer look."""
     direct, harmless = catalogue.direct, catalogue.harmless
     keys: dict[bytes, None] = {}
-    parts: list[bytes] = []
-    words = 0
     for arguments in commands:
         name, count = arguments[0], len(arguments)
         if name not in PLAIN or not 1 < count < MOST_WORDS:
@@ -60,11 +58,23 @@ def shortcuts(
             keys[bulk(arguments[1], encode)] = None
         elif name not in harmless:
             return None
-        words += count + 1
-        parts.append(b"$%d\r\n%d\r\n" % (len(str(count)), count))
-        parts += [bulk(each, encode) for each in arguments]
     if not keys:
         return None
-    head = b"*%d\r\n%b%b" % (words + len(keys) + 6, CALL, bulk(len(keys), encode))
-    mode = [bulk(each, encode) for each in ("many", run, database)]
-    return [b"".join([head, *keys, *mode, *parts])]
+    alike = len(keys) == len(commands) and len({(each[0], len(each)) for each in commands}) == 1
+    mode, parts = (
+        same(commands, encode) if alike else ("many", [part for each in commands for part in many(each, encode)])
+    )
+    head = b"*%d\r\n%b%b" % (len(parts) + len(keys) + 6, CALL, bulk(len(keys), encode))
+    return [b"".join([head, *keys, *(bulk(each, encode) for each in (mode, run, database)), *parts])]
+
+
+def same(commands: Sequence[Arguments], encode: Encode) -> tuple[str, list[bytes]]:
+    """Write the words of a command that is run on each key."""
+    first = commands[0]
+    words = [bulk(each, encode) for arguments in commands for each in arguments[2:]]
+    return "same", [bulk(first[0], encode), bulk(len(first) - 2, encode), *words]
+
+
+def many(arguments: Arguments, encode: Encode) -> list[bytes]:
+    """Write the words of one command among many."""
+    return [bulk(len(arguments), encode), *(bulk(each, encode) for each in arguments)]

@@ -151,6 +151,37 @@ def test_a_pipeline_comes_back(run, recorded, plain):
         recorded.pipeline().set("string", 1).lpush("string", 1).execute()
 
 
+@pytest.mark.parametrize(
+    "keys", [["new", "newer"], ["number", "new"], ["new", "number"], ["string", "number"], ["new", "list"], ["list"]]
+)
+@pytest.mark.parametrize(
+    "command", [("SET", "2"), ("SET", "2", "PX", 900000), ("SET", "2", "XX"), ("INCR",), ("APPEND", "0"), ("DEL",)]
+)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_pipeline_of_one_command_on_many_keys(run, recorded, plain, keys, command, times):
+    """New keys, known ones, others of another kind: replies and errors as redis-py gives them, and all comes back."""
+    name, *words = command
+
+    def run_all(there):
+        for _ in range(times):
+            pipe = there.pipeline(transaction=False)
+            for key in keys:
+                pipe.execute_command(name, key, *words)
+            replies = pipe.execute(raise_on_error=False)
+        return [str(each) if isinstance(each, Exception) else each for each in replies]
+
+    recorded_replies = run_all(recorded)
+    state = {key: plain.dump(key) for key in keys}
+    redis_log.undo(plain, run)
+    before = {key: (plain.dump(key), plain.pexpiretime(key)) for key in keys}
+    assert recorded_replies == run_all(plain)
+    assert state == {key: plain.dump(key) for key in keys}
+    for key, (dump, expiry) in before.items():
+        plain.delete(key)
+        if dump is not None:
+            plain.restore(key, max(expiry, 0), dump, absttl=expiry > 0)
+
+
 def test_a_long_pipeline_that_is_no_transaction_runs_in_parts(run, recorded):
     """Neighbours get their turn in between; the replies come in order."""
     pipe = recorded.pipeline(transaction=False)
@@ -313,6 +344,7 @@ def test_other_databases_than_the_first(valkey, plain, run, recorded):
     third.zadd("new", {"a": 1})
     third.zpopmin("new")
     third.pipeline().set("number", 2).append("string", 1).execute()
+    assert [True, True] == third.pipeline().set("number", 3).set("newer", 1).execute()
     recorded.set("string", 0)
     assert [] == neighbour.keys("helios:*")
     redis_log.undo(neighbour, run)
