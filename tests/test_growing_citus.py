@@ -608,10 +608,10 @@ def test_a_writer_may_write_and_tell_and_no_more(shards):
         run_sql(who, f"SELECT {SCHEMA}.make_kline_partition('1m', 2031)")
         run_sql(
             who,
-            f"INSERT INTO {KLINES} ({COLUMNS}) VALUES (5, '1m', '2031-01-01Z', 1, 1, 1, 1, 1, 1)",
-            f"UPDATE {KLINES} SET volume = 2 WHERE instrument_id = 5",
-            f"DELETE FROM {KLINES} WHERE instrument_id = 5",
-            f"SELECT {SCHEMA}.tell_klines('{{5}}', '{{1m}}', '{{2031-01-01Z}}', '{{2031-01-01Z}}')",
+            f"INSERT INTO {KLINES} ({COLUMNS}) VALUES (555, '1m', '2031-01-01Z', 1, 1, 1, 1, 1, 1)",
+            f"UPDATE {KLINES} SET volume = 2 WHERE instrument_id = 555",
+            f"DELETE FROM {KLINES} WHERE instrument_id = 555",
+            f"SELECT {SCHEMA}.tell_klines('{{555}}', '{{1m}}', '{{2031-01-01Z}}', '{{2031-01-01Z}}')",
         )
         for statement in (
             f"DROP TABLE {KLINES}",

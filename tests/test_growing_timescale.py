@@ -515,9 +515,9 @@ def test_a_writer_may_write_and_no_more(hypertable):
     try:
         run_sql(
             who,
-            f"INSERT INTO {KLINES} ({COLUMNS}) VALUES (5, '1m', '2025-01-01Z', 1, 1, 1, 1, 1, 1)",
-            f"UPDATE {KLINES} SET volume = 2 WHERE instrument_id = 5",
-            f"DELETE FROM {KLINES} WHERE instrument_id = 5",
+            f"INSERT INTO {KLINES} ({COLUMNS}) VALUES (555, '1m', '2025-01-01Z', 1, 1, 1, 1, 1, 1)",
+            f"UPDATE {KLINES} SET volume = 2 WHERE instrument_id = 555",
+            f"DELETE FROM {KLINES} WHERE instrument_id = 555",
             f"SELECT {SCHEMA}.make_kline_partition('1m', 2031)",
         )
         for statement in (
