@@ -1,19 +1,22 @@
 """What klines in a hypertable of TimescaleDB have of their own: chunks, compression, triggers that mirrors hear of."""
 
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import make_klines
 import pytest
-from extensions import DAY, KLINES, SCHEMA, Extension, Timescale, convert, correct, given, leftovers
+from extensions import CONTENT, DAY, KLINES, SCHEMA, Extension, Timescale, convert, correct, given, leftovers
 from installation import ask, engine_of, rows, run_sql, use
 from mirroring import Scene
-from sqlalchemy import URL
+from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
 
 from helios import backfill, retention
 from helios.growing import Layout, work
+from helios.growing.converting import Conversion
+from helios.growing.work import Batch, Work
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,42 @@ def test_klines_cannot_be_truncated_meanwhile(partitions, monkeypatch):
     convert(partitions, Layout.PARTITIONS)
     assert [] == leftovers(partitions)
     run_sql(partitions, f"TRUNCATE {KLINES}")
+
+
+def test_chunks_are_decompressed_amid_a_comparison(partitions, monkeypatch):
+    """Rows that somebody's decompress_chunk() moves away from under it are not taken for deleted ones."""
+    convert(partitions, Layout.TIMESCALEDB)
+    content = rows(partitions, CONTENT)
+    agrees, take_over = Conversion.agrees, Work.take_over
+    decompress = f"SELECT decompress_chunk(c) FROM show_chunks('{KLINES}') AS c"
+    decompressing = threading.Thread(target=run_sql, args=(partitions, decompress))
+
+    def agrees_on_what_is_written(self: Conversion, batch: Batch, *, alone: bool) -> bool:
+        if (batch.interval, batch.from_id) == ("1m", 3) and decompressing.ident is None:
+            run_sql(partitions, CORRECTION)
+        return agrees(self, batch, alone=alone)
+
+    def take_over_beside_it(self: Work) -> int:
+        steady = self.connection.scalar(text("SHOW transaction_isolation")) == "repeatable read"
+        noted = self.connection.scalar(text(f"SELECT count(*) FROM {self.schema}.klines_changes"))
+        if steady and noted and decompressing.ident is None:
+            decompressing.start()
+            decompressing.join(timeout=2)  # it has ended, or waits
+        return take_over(self)
+
+    monkeypatch.setattr(Conversion, "agrees", agrees_on_what_is_written)
+    monkeypatch.setattr(Work, "take_over", take_over_beside_it)
+    convert(partitions, Layout.PARTITIONS)
+    decompressing.join()
+    assert content == rows(partitions, CONTENT)
+
+
+CORRECTION = f"""
+    INSERT INTO {KLINES} (instrument_id, interval, open_time, open, high, low, close, volume)
+    SELECT 3, '1m', open_time, 1, 2, 1, 1, 1
+    FROM (VALUES ('2025-01-01T00:00Z'::timestamptz), ('2025-01-07T22:39Z')) AS ends (open_time)
+    ON CONFLICT (instrument_id, interval, open_time) DO UPDATE SET volume = klines.volume
+"""
 
 
 def test_more_may_be_corrected_than_timescaledb_decompresses_at_once(moved, tmp_path):
