@@ -29,19 +29,19 @@ from extensions import (
     leftovers,
 )
 from installation import ROOT, Run, alembic, ask, engine_of, login, rows, run_sql, variables
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, create_engine, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from helios import backfill, growing, quality, queries, retention
+from helios import backfill, db, growing, quality, queries, retention, schema
 from helios.backfill import Mode
 from helios.errors import InputError
-from helios.feed import Feed
+from helios.feed import AsyncFeed, Feed
 from helios.growing import Layout, work
 from helios.growing.converting import Conversion
 from helios.layout import tell_written
-from helios.models import Interval
+from helios.models import Instrument, Interval
 from helios.settings import Settings
 
 TRIGGERS = f"""
@@ -288,6 +288,23 @@ def test_a_feed_writes_candles(moved, extension):
             SELECT id FROM {SCHEMA}.instruments WHERE symbol = 'FEEDUSDT') ORDER BY open_time
     """
     assert [0, 1, 99, 3, 4] == [int(each[0]) for each in rows(moved, question)]
+
+
+async def test_an_asynchronous_service_writes_and_asks(moved):
+    """Its start-up check finds nothing lacking; its session reads what its feed writes, also by prepared statements."""
+    engine = db.create_async_engine()
+    factory = db.create_async_session_factory(engine)
+    async with engine.connect() as connection:
+        assert [] == await connection.run_sync(schema.pending, SCHEMA)
+    feed, first = AsyncFeed(factory), round(DAY.timestamp()) * 1000
+    for n in range(10):
+        candles = [[first + each * 60_000, "1", "2", "0.5", "1", str(n)] for each in (n, n + 1)]
+        await feed.take(candles, symbol="ASYNCUSDT", interval="1m")
+    async with factory() as session:
+        number = await session.scalar(select(Instrument.id).where(Instrument.symbol == "ASYNCUSDT"))
+        found = await session.run_sync(queries.klines(number, Interval.M1, last=11).rows)
+    await engine.dispose()
+    assert [*range(10), 9] == [int(each.volume) for each in found]
 
 
 def test_queries_answer_as_before(partitions, extension):
