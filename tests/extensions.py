@@ -98,16 +98,21 @@ Extension = Timescale | Citus
 
 @contextmanager
 def given(kind: type[Extension]) -> Iterator[Extension]:
-    """Take the servers that the environment names, or skip; at the end the roles of the tests are dropped there."""
+    """Take the servers that the environment names, or skip; at the end the roles of the tests are dropped there.
+
+    One file after the other: they share those roles, and the settings of the servers.
+    """
     url = os.environ.get(kind.variable)
     if url is None:
         pytest.skip(f"{kind.variable} names no server for {kind.layout}")
     extension = kind(make_url(url).set(drivername="postgresql+psycopg2"))
-    yield extension
-    for node in extension.nodes:
+    with engine_of(extension.url).connect().execution_options(isolation_level="AUTOCOMMIT") as held:
+        held.exec_driver_sql("SELECT pg_advisory_lock(hashtext('tests of helios'))")
+        yield extension
         like = f"{extension.roles}\\_%"
-        for role in rows(node, "SELECT rolname::text FROM pg_roles WHERE rolname LIKE :like", like=like):
-            admin(node, f'DROP ROLE "{role[0]}"')
+        for node in extension.nodes:
+            for role in rows(node, "SELECT rolname::text FROM pg_roles WHERE rolname LIKE :like", like=like):
+                admin(node, f'DROP ROLE "{role[0]}"')
 
 
 @contextmanager
