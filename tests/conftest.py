@@ -11,6 +11,7 @@ from pathlib import Path
 
 import kit
 import pytest
+from extensions import Extension, convert, filled
 from installation import COPIED, Run, made, upgrade, use
 from own_servers import end, postgres
 from server_user import until, working_in
@@ -215,3 +216,27 @@ def seeded_database(cluster: URL) -> Iterator[URL]:
             environment.mark(connection, "helios_trading", "test")
         kit.seed_rows(url)
         yield url
+
+
+@pytest.fixture
+def partitions(extension: Extension, monkeypatch: pytest.MonkeyPatch) -> Iterator[URL]:
+    """Candles in partitions, for one test, where they can move into the extension that the test's file names."""
+    with filled(extension) as url:
+        use(monkeypatch, url, DATABASE_ROLE_PREFIX=extension.roles)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def converted(extension: Extension) -> Iterator[URL]:
+    """Candles that have moved, for all tests of a file that keep to an instrument of their own."""
+    with filled(extension) as url, pytest.MonkeyPatch.context() as patch:
+        use(patch, url, DATABASE_ROLE_PREFIX=extension.roles)
+        convert(url, extension.layout)
+        yield url
+
+
+@pytest.fixture
+def moved(converted: URL, extension: Extension, monkeypatch: pytest.MonkeyPatch) -> URL:
+    """The same, with the settings for it."""
+    use(monkeypatch, converted, DATABASE_ROLE_PREFIX=extension.roles)
+    return converted

@@ -235,6 +235,8 @@ class Conversion:
         with self.connection.begin():
             if steady:
                 run(self.connection, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                # Before the first look: decompress_chunk() moves rows to where an earlier look finds none of them.
+                run(self.connection, f"LOCK TABLE {self.schema}.klines IN ACCESS SHARE MODE")
             if Layout.CITUS in (self.plan.here, self.plan.to):
                 run(self.connection, ONE_CONNECTION)
             yield Work(self.connection, self.schema, self.place, self.plan.here)
