@@ -5,10 +5,10 @@ from datetime import datetime
 from enum import StrEnum
 
 from sqlalchemy import Connection, text
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from helios.errors import SchemaError
+from helios.names import function_name
 
 Written = tuple[int, str, datetime, datetime]  # instrument id, interval, first and last open time
 
@@ -78,11 +78,18 @@ def tell_written(writer: Connection | Session, schema: str, written: Sequence[Wr
     """
     if not written or not distributed(writer, schema):
         return
-    function = f"{postgresql.dialect().identifier_preparer.quote(schema)}.tell_klines"  # type: ignore[no-untyped-call]
     names = {"ids": "integer", "intervals": "text", "firsts": "timestamptz", "lasts": "timestamptz"}
     arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in names.items())
     columns = zip(*written, strict=True)
-    writer.execute(text(f"SELECT {function}({arrays})"), dict(zip(names, map(list, columns), strict=True)))
+    told = text(f"SELECT {function_name(schema, 'tell_klines')}({arrays})")
+    writer.execute(told, dict(zip(names, map(list, columns), strict=True)))
+
+
+def make_partition(writer: Connection | Session, schema: str, interval: str, year: int) -> None:
+    """Make the partition of an interval and a UTC year where it is missing, by the function that may."""
+    function = function_name(schema, "make_kline_partition")
+    values = {"interval": str(interval), "year": year}
+    writer.execute(text(f"SELECT {function}(CAST(:interval AS text), CAST(:year AS integer))"), values)
 
 
 def leaf_of(layout: Layout, interval: str, year: int) -> str:

@@ -7,7 +7,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from helios import db
@@ -18,6 +18,7 @@ from helios.adopting.mapping import ALL, Mapping, name_of, table_of
 from helios.adopting.planning import Series, mappings, prepare, series
 from helios.adopting.source import Source, blocks, tables
 from helios.errors import InputError
+from helios.layout import make_partition
 from helios.models import Account, Instrument, Kline, metadata
 
 STRETCH = 500  # blocks of a transaction: 4 MB of the ancestor's table, some forty thousand candles
@@ -136,8 +137,7 @@ class Copy:
         interval = self.mapping.heir.derived.get("interval", "").strip("'")
         for year in sorted(years):
             with self.transaction() as connection:
-                schema = getattr(func, connection.dialect.identifier_preparer.quote(str(metadata.schema)))
-                connection.execute(select(schema.make_kline_partition(interval, year)))
+                make_partition(connection, str(metadata.schema), interval, year)
 
     def write(self, connection: Connection, binds: dict[str, Any]) -> int:
         """Copy one stretch; how many rows were written."""

@@ -26,7 +26,7 @@ from helios.backfill.stamp import stamp_of
 from helios.backfill.tiers import Tier, chosen, reading
 from helios.backfill.verdict import completed, judged, moment
 from helios.errors import HeliosError, InputError
-from helios.layout import tell_written
+from helios.layout import make_partition, tell_written
 from helios.models import Interval, Kline, KlineFile, QualitySubject
 
 MONDAY = 4 * 86_400_000  # 1970-01-05, where weeks are counted from
@@ -247,7 +247,7 @@ class Load:
         """Make what is missing in a transaction of its own: others that need the same do not wait for the load."""
         for year in self.partitions_missing(years):
             with transaction(self.connection):
-                tables.make_partition(self.connection, self.source, year)
+                make_partition(self.connection, str(Kline.__table__.schema), self.source.interval, year)
 
     @contextmanager
     def reading(

@@ -138,12 +138,6 @@ def loadable_partitions(connection: Connection, source: Source, years: list[int]
     return [f"{quote(str(schema))}.{quote(name)}" for name in names]
 
 
-def make_partition(connection: Connection, source: Source, year: int) -> None:
-    """Make a year's partition, by the function that may."""
-    schema = getattr(func, connection.dialect.identifier_preparer.quote(str(Kline.__table__.schema)))
-    connection.execute(select(schema.make_kline_partition(str(source.interval), year)))
-
-
 def holds_any(connection: Connection, instrument_id: int, source: Source, span: tuple[datetime, datetime]) -> bool:
     """Say whether the table holds candles of the series within a range."""
     condition = (

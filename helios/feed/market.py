@@ -5,13 +5,13 @@ from dataclasses import asdict
 from datetime import UTC
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
 from helios.errors import HeliosError
 from helios.feed.reports import InstrumentReport, KlineReport, TickerReport
-from helios.feed.statements import Writer, columns_of, execute, preparer, quoted, unnested
-from helios.layout import tell_written
+from helios.feed.statements import Writer, columns_of, execute, quoted, unnested
+from helios.layout import make_partition, tell_written
 from helios.models import Instrument, Interval, Kline, Market, Ticker, metadata
 
 PRICED = (
@@ -184,9 +184,8 @@ class VanishedError(HeliosError):
 
 def make_partitions(writer: Writer, wanted: Iterable[tuple[Interval, int]]) -> None:
     """Make the partitions of these intervals and UTC years, where they are missing."""
-    schema = getattr(func, preparer(writer).quote(str(metadata.schema)))
     for interval, year in sorted(wanted):
-        writer.execute(select(schema.make_kline_partition(str(interval), year)))
+        make_partition(writer, str(metadata.schema), interval, year)
 
 
 def partitions_of(reports: Iterable[KlineReport]) -> set[tuple[Interval, int]]:

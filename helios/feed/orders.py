@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 import uuid_utils.compat
-from sqlalchemy import Executable, Row, Uuid, bindparam, func, literal_column, select, tuple_, update
+from sqlalchemy import Executable, Row, Uuid, bindparam, func, literal_column, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from helios.errors import HeliosError
@@ -15,6 +15,7 @@ from helios.feed.merging import changes, first_sight, precedes
 from helios.feed.reports import FillReport, OrderReport
 from helios.feed.statements import Writer
 from helios.models import Fill, Order, PositionSide, Side
+from helios.names import function_name
 from helios.queries.query import table_of
 
 FILL_VALUES = ("price", "quantity", "quote_quantity", "fee", "fee_asset", "is_maker", "filled_at")
@@ -35,8 +36,8 @@ FIND = (
     .with_for_update()
 )
 MAKE = insert(ORDERS).on_conflict_do_nothing().returning(ORDERS.c.id)
-JOIN = select(
-    getattr(func, str(ORDERS.schema)).join_orders(bindparam("duplicate", type_=Uuid), bindparam("kept", type_=Uuid))
+JOIN = text(f"SELECT {function_name(ORDERS.schema, 'join_orders')}(:duplicate, :kept)").bindparams(
+    bindparam("duplicate", type_=Uuid), bindparam("kept", type_=Uuid)
 )
 CHANGE = update(ORDERS).where(ORDERS.c.id == bindparam("order"))
 SUMS = select(
