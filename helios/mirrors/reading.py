@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 from helios.mirrors.keys import HEARTBEAT, Place, bucket_names
 from helios.mirrors.nodes import ask
 from helios.mirrors.store import ALIVE
-from helios.mirrors.values import PRESENT, table_name, voucher
+from helios.mirrors.values import PRESENT, voucher
 from helios.models import metadata
 from helios.models.bookkeeping import mirror_state
+from helios.names import table_name
 
 if TYPE_CHECKING:
     from redis import Redis

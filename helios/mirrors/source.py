@@ -19,8 +19,9 @@ from helios.errors import HeliosError
 from helios.mirrors import values
 from helios.mirrors.image import Changes, is_sharded
 from helios.mirrors.keys import Place
-from helios.mirrors.values import FORM, PREPARER, SCHEMA, literal, table_name
+from helios.mirrors.values import FORM, SCHEMA, literal
 from helios.models.bookkeeping import mirror_outbox, mirror_points, mirror_state
+from helios.names import function_name, quoted, table_name
 
 NEEDS = "relays of the mirrors, of which one leads at a time,"
 LONGEST_IDLE = 10  # seconds that a leader may do nothing in its transaction, stopped or stuck, before another one leads
@@ -32,10 +33,10 @@ NAMES = {
     "state": table_name(mirror_state),
     "outbox_literal": literal(table_name(mirror_outbox)),
     "points_literal": literal(table_name(mirror_points)),
-    "empty": f"{PREPARER.quote(str(mirror_outbox.schema))}.empty_mirror_outbox",
-    "spread": f"{PREPARER.quote(str(mirror_outbox.schema))}.spread_mirrors",
+    "empty": function_name(mirror_outbox.schema, "empty_mirror_outbox"),
+    "spread": function_name(mirror_outbox.schema, "spread_mirrors"),
     "schema": literal(str(mirror_outbox.schema)),
-    "channel": PREPARER.quote(f"helios_mirror_{mirror_outbox.schema}"[:63]),
+    "channel": quoted(f"helios_mirror_{mirror_outbox.schema}"[:63]),
     "form": literal(FORM),
     "idle": literal(f"{LONGEST_IDLE}s"),
     "bucket": "%(bucket)s",

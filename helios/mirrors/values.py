@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from sqlalchemy import Column, Integer, Table
-from sqlalchemy.dialects import postgresql
 
 from helios.models import OPEN_STATUSES, Account, Instrument, Interval, Kline, Order, Position, Ticker, metadata
 from helios.models.base import Exact
+from helios.names import quoted, table_name
 
 NEWEST = 200  # candles of a series
 # Of everything below, the newer the higher: a Helios that writes otherwise has another one, and mirrors all anew.
@@ -44,13 +44,7 @@ def age_of(form: str) -> tuple[int, ...]:
     return tuple(int(each) for each in form.split() if each.isdecimal())
 
 
-PREPARER = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call]
-SCHEMA = PREPARER.quote(str(metadata.schema))
-
-
-def table_name(table: Any) -> str:  # noqa: ANN401 - a declarative class's __table__ is typed as FromClause
-    """Write the name of a table, schema and all."""
-    return PREPARER.format_table(cast("Table", table))
+SCHEMA = quoted(str(metadata.schema))
 
 
 def literal(value: str) -> str:
@@ -65,7 +59,7 @@ def json_of(model: type[Any], alias: str, leave_out: Iterable[str], **more: str)
     twice the time, and to append each comma and name by itself copies the text once more.
     """
     columns = [each for each in cast("Table", model.__table__).columns if each.name not in leave_out]
-    first, *others = [(each.name, f"{alias}.{PREPARER.quote(each.name)}", each) for each in columns]
+    first, *others = [(each.name, f"{alias}.{quoted(each.name)}", each) for each in columns]
     fields = [json_field("{", *first), *(json_field(", ", *each) for each in others)]
     fields += [json_field(", ", *each) for each in more.items()]
     return f"({') || ('.join(fields)}) || '}}'"
@@ -87,7 +81,7 @@ def field_of_candle(name: str) -> str:
     """Write the SQL of a candle's field as text."""
     if name == "open_time":
         return "(extract(epoch FROM open_time) * 1000)::bigint"
-    return f"coalesce({PREPARER.quote(name)}::text, '')"
+    return f"coalesce({quoted(name)}::text, '')"
 
 
 TABLES = {

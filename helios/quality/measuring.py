@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Row, func, select, text
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from helios.models import (
@@ -20,6 +19,7 @@ from helios.models import (
     QualitySubject,
     Ticker,
 )
+from helios.names import table_name
 from helios.quality.facts import KlineFacts, OrderFacts, TickerFacts
 from helios.quality.judging import (
     KlineThresholds,
@@ -76,7 +76,7 @@ class Series:
         return self.status in SILENT
 
 
-TABLE = postgresql.dialect().identifier_preparer.format_table(Kline.__table__)  # type: ignore[no-untyped-call]
+TABLE = table_name(Kline.__table__)
 # Jumps: the true range of each candle, as a logarithm, against the median of all and their median deviation from it.
 # The bounds keep numbers of hundreds of digits out of float8, which refuses them. What a candle's figures must not
 # contradict: who buys as taker has a part of the volume, and the mean price lies between low and high, but for the

@@ -8,19 +8,18 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import Subquery, TextualSelect, text
-from sqlalchemy.dialects import postgresql
 
 from helios.models import Instrument, Kline, metadata
+from helios.names import function_name, table_name
 from helios.queries.query import table_of
 
 KLINES, INSTRUMENTS = table_of(Kline), table_of(Instrument)
-PREPARER = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call]
 SCHEMA = str(metadata.schema)
 NAMES = {
-    "klines": PREPARER.format_table(KLINES),
-    "instruments": PREPARER.format_table(INSTRUMENTS),
-    "newest": f"{PREPARER.quote(SCHEMA)}.newest_klines",
-    "series": f"{PREPARER.quote(SCHEMA)}.kline_series",
+    "klines": table_name(KLINES),
+    "instruments": table_name(INSTRUMENTS),
+    "newest": function_name(SCHEMA, "newest_klines"),
+    "series": function_name(SCHEMA, "kline_series"),
     "columns": ", ".join(f'latest."{column.name}"' for column in KLINES.c),
 }
 NAMED = (INSTRUMENTS.c.exchange, INSTRUMENTS.c.market, INSTRUMENTS.c.symbol)
