@@ -12,6 +12,7 @@ The map, from the top; a module imports only what stands below it:
     db                             engines, sessions and Redis clients made from the settings; standby, pooler, retries
     models | schema | servers      the tables; schema, grants, marker, migrations; the embedded servers
     label | layout | rejects       what marks the connections of a test run; how klines lie on disk; rows not taken
+    names                          how SQL names tables and functions
     settings                       what the environment says
     errors                         every failure, as one sentence
 
