@@ -14,7 +14,7 @@ from own_servers import client as client_of
 from own_servers import end, valkey
 from redis import Redis
 from server_user import until
-from sqlalchemy import URL, make_url, text
+from sqlalchemy import URL, insert, make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool
@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 from helios import mirrors
 from helios.mirrors import checking, source, store
 from helios.mirrors.service import Service
+from helios.models.bookkeeping import mirror_points
 from helios.settings import Settings
 
 
@@ -476,6 +477,31 @@ def test_a_redis_that_is_down_neither_fails_nor_slows_commits(scene, own, caplog
     assert 1 == len([each for each in caplog.records if "not in Redis at once" in each.getMessage()])
     assert scene.step()
     assert "21" == scene.ticker()["last_price"]
+
+
+def test_a_look_while_the_points_are_emptied(scene):
+    """Who looked before sees none, as TRUNCATE has it; it is taken for a change, and the relay goes on."""
+    looks, _ = scene.relay.sides()
+    found = []
+    with scene.engine.begin() as connection:
+        kept = connection.exec_driver_sql(f"SELECT * FROM {SCHEMA}.mirror_points").mappings().all()
+        connection.exec_driver_sql(f"TRUNCATE {SCHEMA}.mirror_points")
+        looking = threading.Thread(target=lambda: found.append(looks.poll()))
+        looking.start()
+        until(lambda: waits_for_a_lock(scene, looks.connection.info.backend_pid))
+        for each in kept:
+            connection.execute(insert(mirror_points), dict(each))
+    looking.join(10)
+    assert [True] == [changed for _, changed, _ in found]
+    scene.run(price(2))
+    scene.step()
+    assert "2" == scene.ticker()["last_price"]
+
+
+def waits_for_a_lock(scene, pid: int) -> bool:
+    """Tell whether a connection waits for another one."""
+    with scene.engine.connect() as connection:
+        return bool(connection.exec_driver_sql(f"SELECT cardinality(pg_blocking_pids({pid})) > 0").scalar_one())
 
 
 def test_an_announced_commit_wakes_the_relay_that_listens(scene):

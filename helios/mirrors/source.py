@@ -241,7 +241,8 @@ class Source:
         found = self.one(WAIT_AND_POLL, longest=longest, every=EVERY) if longest > 0 else self.one(POLL_NOW)
         took = time.monotonic() - began
         if found is None:
-            self.refuse_gone()
+            self.refuse_gone()  # else the points were just emptied: who looked before sees none
+            return "", True, 0.0
         token, waited, changed = found
         return token, changed, took - min(float(waited or 0), took)
 

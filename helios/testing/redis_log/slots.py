@@ -1,5 +1,6 @@
 """Which logs a run has: on one Redis the one that is there, on a Redis Cluster one in each slot that it wrote to."""
 
+import time
 from collections.abc import Mapping
 
 from redis import Redis, RedisCluster
@@ -11,6 +12,7 @@ from helios.label.slots import prefix, tag
 from helios.testing.redis_log.places import Client, look_again, servers_of
 from helios.testing.redis_log.scripts import Script
 
+PATIENCE, PAUSE = 5.0, 0.05  # seconds until all nodes know of a failover, and between two looks at what they know
 OPEN = Script(slots.OPEN)
 CLOSE = Script(slots.CLOSE)
 OPEN_SLOTS = Script("return redis.call('HGETALL', PREFIX .. ARGV[1] .. ':slots')")
@@ -58,11 +60,15 @@ def logs_there(client: Client) -> dict[str, dict[bytes, bytes]]:
     if not isinstance(client, RedisCluster):
         return {}
     servers_of(client)  # looks where the slots are, if their masters are not those that were known
-    try:
-        return logs_at(client)
-    except RedisError:  # a slot is elsewhere
-        look_again(client)
-        return logs_at(client)
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return logs_at(client)
+        except RedisError:  # a slot is elsewhere, of which not all nodes may know yet
+            if time.monotonic() > until:
+                raise
+            time.sleep(PAUSE)
+            look_again(client)
 
 
 def logs_at(client: RedisCluster) -> dict[str, dict[bytes, bytes]]:
