@@ -123,12 +123,13 @@ def test_what_is_read_ahead_ends_with_its_batch(relayed, database, monkeypatch, 
         parts.append(arguments)
         return reading(*arguments) if len(parts) < 3 else fail()
 
-    with monkeypatch.context() as patched, pytest.raises(ConnectionError, match="died"):
+    with monkeypatch.context() as patched, pytest.raises(ConnectionError, match="died") as told:
         if fails == "reading":
             patched.setattr(image, "rows", fail_at_the_third)
         else:
             patched.setattr(store, "write", fail)
         relayed.step()
+    assert told.traceback  # whose frames live as long as it is looked at
     assert [] == [each.name for each in threading.enumerate() if "ThreadPool" in each.name]
     assert "idle" == state_of(database, source.connection.info.backend_pid)
     relayed.close()

@@ -303,12 +303,12 @@ if mode == 'same' then
     alike = alike and type(answer) == 'table' and answer.ok and answer.ok == (replies[1] or answer).ok
     replies[i] = answer
   end
-  place = 0
-end
-while ARGV[place] do
-  local length = tonumber(ARGV[place])
-  replies[#replies + 1] = redis.pcall(unpack(ARGV, place + 1, place + length))
-  place = place + length + 1
+else
+  while ARGV[place] do
+    local length = tonumber(ARGV[place])
+    replies[#replies + 1] = redis.pcall(unpack(ARGV, place + 1, place + length))
+    place = place + length + 1
+  end
 end
 
 local now = {{}}

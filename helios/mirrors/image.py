@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -85,7 +85,7 @@ def split(names: Iterable[str]) -> Iterator[list[str]]:
     return (each.split("|") for each in names)
 
 
-def of_changes(cursor: Any, place: Place, changes: Changes) -> Iterator[Writes]:  # noqa: ANN401 - a driver's cursor
+def of_changes(cursor: Any, place: Place, changes: Changes) -> Generator[Writes, None, None]:  # noqa: ANN401 - a driver's cursor
     """Read what changed as it is now, a part at a time."""
     for ids in parts(changes.tickers):
         yield Writes(texts=texts(place, keys.TICKER, rows(cursor, TICKERS["ids"], [array_of(ids)])))
@@ -227,14 +227,20 @@ def array_of(numbers: Iterable[int]) -> str:
     return f"{{{','.join(map(str, numbers))}}}"
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Have the next items made in a thread while one is used: PostgreSQL reads while Redis writes."""
+def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """Have the next items made in a thread while one is used: PostgreSQL reads while Redis writes.
+
+    Who stops early has to close it: until then, the thread uses the connection that the items are read from.
+    """
     end = object()
-    with ThreadPoolExecutor(1) as thread:
+    thread = ThreadPoolExecutor(1)
+    try:
         coming = deque(thread.submit(next, items, end) for _ in range(AHEAD))
         while (item := coming.popleft().result()) is not end:
             coming.append(thread.submit(next, items, end))
             yield cast("Item", item)
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def parts(items: Collection[Item]) -> Iterator[list[Item]]:

@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -189,13 +190,14 @@ class Relay:
                 self.owners.learn(cursor, changes)
                 changes = self.owners.of_bucket(changes, self.bucket)
             read = image.of_changes(cursor, store.place, changes)
-            for writes in image.ahead(read) if entries > image.AT_ONCE else read:
-                if waiting and sum(map(len, waiting)) + len(writes) > AT_ONCE:
-                    # Half a batch under the old token would stay for good, were PostgreSQL to go back just then.
-                    store.write(all_commands(waiting), token=new_token(source, "moving-"))
-                    waiting = []
-                waiting.append(writes)
-                self.counts.written += len(writes)
+            with closing(image.ahead(read) if entries > image.AT_ONCE else read) as parts:
+                for writes in parts:
+                    if waiting and sum(map(len, waiting)) + len(writes) > AT_ONCE:
+                        # Half a batch under the old token would stay for good, were PostgreSQL to go back just then.
+                        store.write(all_commands(waiting), token=new_token(source, "moving-"))
+                        waiting = []
+                    waiting.append(writes)
+                    self.counts.written += len(writes)
         # Where nothing is of this bucket, Redis stands at the new batch as it did at the one before.
         token = new_token(source) if any(waiting) or store.token != point.token else point.token
         if token != store.token or began - self.beaten > BEAT:
@@ -220,9 +222,10 @@ class Relay:
                 store.write([packed("UNLINK", *names)])
         read = time.monotonic()
         snapshot = source.all_to_read()
-        for writes in image.ahead(image.everything(source.connection, store.place)):
-            store.write(commands_of(writes))
-            self.counts.written += len(writes)
+        with closing(image.ahead(image.everything(source.connection, store.place))) as parts:
+            for writes in parts:
+                store.write(commands_of(writes))
+                self.counts.written += len(writes)
         token = new_token(source)
         store.write([], token=token, voucher=voucher(source.home.server), seen=read)
         source.advance(point, token, snapshot)
