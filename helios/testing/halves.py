@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -23,7 +24,7 @@ from helios.testing import redis_log, undo
 from helios.testing.audit import Unattributed
 from helios.testing.audit.keys import RedisAudit
 from helios.testing.audit.rows import PostgresAudit
-from helios.testing.redis_log.places import servers_of
+from helios.testing.redis_log.places import patiently, servers_of
 from helios.testing.undo import Change
 from helios.testing.undo.place import IDENTITY
 
@@ -195,7 +196,7 @@ class Halves:
         rows = (
             self.rows.report(undo.transactions(self.connection, run, since.postgres)) if self.rows is not None else None
         )
-        if keys is not None and self.redis is not None and self.redis.hlen(RUNS) > 1:
+        if keys is not None and self.redis is not None and patiently(self.redis, partial(self.redis.hlen, RUNS)) > 1:
             keys = None  # they may be keys of another run, which has undone them already
         if rows is not None and len(open_runs(self.connection, self.place.schema)) > 1:
             rows = None

@@ -372,9 +372,12 @@ def own_slot(node):
     return int(own[8].split("-")[0])
 
 
-@pytest.mark.parametrize(
+either_master = pytest.mark.parametrize(
     "key", [b"string", b"helios:undo:{log}:runs"], ids=["of what was written", "of the run's state"]
 )
+
+
+@either_master
 def test_a_lost_master_whose_last_moments_are_lost(key, mended, free_run, recorded, plain):
     """What an undo had taken back is there again, with its images: the next look finds and undoes it."""
     before = redis_log.digest(plain)
@@ -399,8 +402,21 @@ def test_a_lost_master_whose_last_moments_are_lost(key, mended, free_run, record
     assert (before, []) == (redis_log.digest(plain), plain.keys("helios:undo:*"))
 
 
-def test_slots_that_nobody_serves_are_said(mended, free_run, recorded, plain):
+@either_master
+@pytest.mark.parametrize("ask", [redis_log.undo, redis_log.runs, redis_log.digest], ids=["undo", "runs", "digest"])
+def test_a_failover_is_waited_for(ask, key, mended, free_run, recorded, plain):
+    """Its first question finds the master dead and no other in its place."""
+    recorded.set("string", "of the run")
+    wait_for_replicas(mended)
+    mended.kill_master(key_slot(key))
+    ask(plain, *{redis_log.undo: (free_run,), redis_log.runs: ("here",), redis_log.digest: ()}[ask])
+    redis_log.undo(plain, free_run)
+    assert (0, None) == (redis_log.close(plain, free_run), plain.get("new"))
+
+
+def test_slots_that_nobody_serves_are_said(mended, free_run, recorded, plain, monkeypatch):
     """Neither undo nor digest passes over them; when they are served again, the undo can be run again."""
+    monkeypatch.setattr("helios.testing.redis_log.places.PATIENCE", 0.5)
     recorded.set("string", "of the run")
     slot = key_slot(b"string")
     replica_of(mended, slot).kill()

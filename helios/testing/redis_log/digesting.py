@@ -11,7 +11,7 @@ from typing import Any
 from redis import Redis
 
 from helios.label.images import LOGS
-from helios.testing.redis_log.places import servers_of
+from helios.testing.redis_log.places import patiently, servers_of
 from helios.testing.redis_log.scripts import Script, shown
 
 PAGE = 500
@@ -119,15 +119,11 @@ def digest(client: Redis, excluding: Sequence[str] = ()) -> dict[str, str]:
         The hash of each key, by `<database>:<key>`.
 
     """
-    found: dict[str, str] = {}
-    for server in servers_of(client):
-        found |= digest_of(server, excluding)
-    return found
+    return patiently(client, lambda: dict(each for server in servers_of(client) for each in hashes(server, excluding)))
 
 
-def digest_of(client: Redis, excluding: Sequence[str]) -> dict[str, str]:
+def hashes(client: Redis, excluding: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Hash what one server holds."""
-    found: dict[str, str] = {}
     for name in client.info("keyspace"):
         database = int(str(name).removeprefix("db"))
         cursor = b"0"
@@ -136,10 +132,9 @@ def digest_of(client: Redis, excluding: Sequence[str]) -> dict[str, str]:
             cursor, *rows = PAGE_OF_HASHES.run(client, *asked, at=None)
             for key, value, kind, expiry in zip(*[iter(rows)] * 4, strict=True):
                 known = value.decode() or large(client, database, key, kind.decode(), expiry)
-                found[shown(b"%d:%b" % (database, key))] = known
+                yield shown(b"%d:%b" % (database, key)), known
             if cursor == b"0":
                 break
-    return found
 
 
 def large(client: Redis, database: int, key: bytes, kind: str, expiry: bytes) -> str:

@@ -10,7 +10,7 @@ from redis import Redis
 from helios.errors import RecordingError
 from helios.label.images import STATE
 from helios.label.slots import prefix, tag
-from helios.testing.redis_log.places import servers_of
+from helios.testing.redis_log.places import patiently, servers_of
 from helios.testing.redis_log.scripts import Script, shown
 from helios.testing.redis_log.slots import CLOSE, OPEN, logs_of, logs_there, release
 
@@ -225,8 +225,8 @@ def begin(client: Redis, run: int, owner: str) -> None:
         RecordingError: this Redis is too old, or evicts keys as it likes, so the log would not be safe in it.
 
     """
-    for server in servers_of(client):
-        refuse_unfit(server.info())
+    for each_info in patiently(client, lambda: [each.info() for each in servers_of(client)]):
+        refuse_unfit(each_info)
     BEGIN.run(client, run, owner)
 
 

@@ -9,7 +9,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from helios.label.images import PREFIX
 from helios.label.slots import HEAD
-from helios.testing.redis_log.places import Client, by_node
+from helios.testing.redis_log.places import Client, by_node, patiently
 
 Argument = str | bytes | int
 
@@ -32,10 +32,14 @@ class Script:
         """
         options = {NEVER_DECODE: True}
         keys = (0,) if at is None else (1, at)
-        try:
-            return client.execute_command("EVALSHA", self.sha, *keys, *arguments, **options)
-        except NoScriptError:
-            return client.execute_command("EVAL", self.lua, *keys, *arguments, **options)
+
+        def ask() -> Any:  # noqa: ANN401 - an answer of Redis
+            try:
+                return client.execute_command("EVALSHA", self.sha, *keys, *arguments, **options)
+            except NoScriptError:
+                return client.execute_command("EVAL", self.lua, *keys, *arguments, **options)
+
+        return patiently(client, ask)
 
     def run_each(self, client: Client, calls: Mapping[str, tuple[Argument, ...]]) -> dict[str, Any]:
         """Run it on several logs, each with arguments of its own; on a Redis Cluster those of a node together."""

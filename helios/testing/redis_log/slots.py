@@ -1,6 +1,5 @@
 """Which logs a run has: on one Redis the one that is there, on a Redis Cluster one in each slot that it wrote to."""
 
-import time
 from collections.abc import Mapping
 
 from redis import Redis, RedisCluster
@@ -9,10 +8,9 @@ from redis.exceptions import RedisError
 from helios.label import slots
 from helios.label.images import LOGS, PREFIX
 from helios.label.slots import prefix, tag
-from helios.testing.redis_log.places import Client, look_again, servers_of
+from helios.testing.redis_log.places import Client, look_again, patiently
 from helios.testing.redis_log.scripts import Script
 
-PATIENCE, PAUSE = 5.0, 0.05  # seconds until all nodes know of a failover, and between two looks at what they know
 OPEN = Script(slots.OPEN)
 CLOSE = Script(slots.CLOSE)
 OPEN_SLOTS = Script("return redis.call('HGETALL', PREFIX .. ARGV[1] .. ':slots')")
@@ -59,20 +57,12 @@ def logs_there(client: Client) -> dict[str, dict[bytes, bytes]]:
     """Look into every slot of a Redis Cluster for logs; give, by prefix, their runs with the runs' owners."""
     if not isinstance(client, RedisCluster):
         return {}
-    servers_of(client)  # looks where the slots are, if their masters are not those that were known
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return logs_at(client)
-        except RedisError:  # a slot is elsewhere, of which not all nodes may know yet
-            if time.monotonic() > until:
-                raise
-            time.sleep(PAUSE)
-            look_again(client)
+    return patiently(client, lambda: logs_at(client), (RedisError,))  # a slot that is elsewhere is refused as any error
 
 
 def logs_at(client: RedisCluster) -> dict[str, dict[bytes, bytes]]:
-    """Look into every slot, where the client believes it to be; a slot that is not there is refused by the server."""
+    """Look into every slot, where it is by now; one that is not there any more is refused by the server."""
+    look_again(client)
     masters: dict[Redis, list[int]] = {}
     for slot, holders in client.nodes_manager.slots_cache.items():
         masters.setdefault(client.get_redis_connection(holders[0]), []).append(slot)
