@@ -124,6 +124,11 @@ class Scene:
         found = self.client.get(self.key("ticker", "binance", "spot", symbol))
         return found and json.loads(found)
 
+    def tickers(self) -> dict[bytes, bytes]:
+        """Read all mirrored tickers as they are."""
+        names = list(self.client.scan_iter(match=f"{self.place.prefix}ticker:*"))
+        return dict(zip(names, self.client.mget(names), strict=True))
+
     def klines(self, interval: str = "1m", symbol: str = "BTC:USDT") -> str | None:
         """Read mirrored klines."""
         found = self.client.get(self.key("klines", "binance", "spot", symbol, interval))

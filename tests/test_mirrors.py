@@ -142,6 +142,34 @@ def test_a_deleted_row_is_gone(scene):
     assert (None, None, {}, {}) == (scene.ticker(), scene.klines(), scene.hash("orders"), scene.hash("positions"))
 
 
+def test_tickers_of_any_name_come_in_one_batch(scene):
+    """Common names, names that are escaped, and a ticker that is gone; each as a relay that mirrors all anew has it."""
+    symbols = ["ABCxyz019_.~-", "ETHUSDT", "BTC/USDT:USDT-250926", "{0}*%41?", "\u00e9\u4eba 1", "gone", "\u0130"]
+    listed = ", ".join(f"('binance', 'spot', '{each}')" for each in symbols)
+    scene.run(
+        f"INSERT INTO {SCHEMA}.instruments (exchange, market, symbol) VALUES {listed}",
+        f"INSERT INTO {SCHEMA}.tickers (instrument_id, last_price, event_at)"
+        f" SELECT id, id + 0.50, {NOW} FROM {SCHEMA}.instruments",
+    )
+    scene.step()
+    before = {each: scene.ticker(each) for each in symbols}
+    scene.run(
+        f"DELETE FROM {SCHEMA}.tickers USING {SCHEMA}.instruments WHERE id = instrument_id AND symbol = 'gone'",
+        f"UPDATE {SCHEMA}.tickers SET last_price = last_price + 1",
+    )
+    written = scene.relay.counts.written
+    scene.step()
+    assert len(symbols) + 1 == scene.relay.counts.written - written
+    mirrored = {each: scene.ticker(each) for each in symbols}
+    assert before.pop("gone")
+    assert mirrored.pop("gone") is None
+    for symbol, ticker in mirrored.items():
+        assert 1 == float(ticker["last_price"]) - float(before[symbol]["last_price"])
+    by_batch = scene.tickers()
+    scene.relay.rebuild("to compare")
+    assert by_batch == scene.tickers()
+
+
 def test_only_the_newest_candles_are_kept(scene):
     """In one text, oldest first, exact."""
     scene.run(CANDLES.replace("(1, 3)", f"(1, {values.NEWEST + 5})"))

@@ -189,7 +189,7 @@ class Relay:
             if store.place.buckets > 1:
                 self.owners.learn(cursor, changes)
                 changes = self.owners.of_bucket(changes, self.bucket)
-            read = image.of_changes(cursor, store.place, changes)
+            read = image.of_changes(cursor, store.place, changes, packed=True)
             with closing(image.ahead(read) if entries > image.AT_ONCE else read) as parts:
                 for writes in parts:
                     if waiting and sum(map(len, waiting)) + len(writes) > AT_ONCE:

@@ -180,6 +180,8 @@ def hash_of(answer: Any) -> dict[str, str] | str | None:  # noqa: ANN401 - whate
 
 def commands_of(writes: Writes) -> Iterator[bytes]:
     """Write the commands of some writes: a few for all texts, one for all that goes, at most two for each hash."""
+    if writes.pairs:
+        yield b"*%d\r\n$4\r\nMSET\r\n%b" % (1 + 2 * writes.pairs, writes.packed)
     told = [part for key, text in writes.texts.items() if text is not None for part in (key, text)]
     for first in range(0, len(told), 2 * AT_ONCE):
         yield packed("MSET", *told[first : first + 2 * AT_ONCE])

@@ -131,6 +131,17 @@ PREPARE = statement("""
     PREPARE helios_tickers (integer[]) AS
         SELECT i.exchange, i.market, i.symbol, CASE WHEN t.instrument_id IS NOT NULL THEN {ticker} END
         FROM {instruments} AS i LEFT JOIN {tickers} AS t ON t.instrument_id = i.id WHERE i.id = ANY ($1);
+    PREPARE helios_packed_tickers (integer[], text) AS
+        SELECT count(*) FILTER (WHERE simple), array_agg(id) FILTER (WHERE NOT simple),
+               string_agg('$' || octet_length(key) || E'\\r\\n' || key || E'\\r\\n$' || octet_length(value)
+                          || E'\\r\\n' || value || E'\\r\\n', '') FILTER (WHERE simple)
+        FROM (
+            SELECT i.id, $2 || i.exchange || ':' || i.market || ':' || i.symbol AS key,
+                   CASE WHEN t.instrument_id IS NOT NULL THEN {ticker} END AS value, t.instrument_id IS NOT NULL
+                   AND i.exchange || i.market || i.symbol COLLATE "C" !~ '[^A-Za-z0-9_.~-]' AS simple
+            FROM {instruments} AS i LEFT JOIN {tickers} AS t ON t.instrument_id = i.id WHERE i.id = ANY ($1)
+            OFFSET 0  -- so that no value is made twice
+        ) AS told;
     PREPARE helios_orders (integer[], text[]) AS
         SELECT a.exchange, a.name, w.id, CASE WHEN o.id IS NOT NULL THEN {order} END
         FROM unnest($1, $2) AS w (account_id, id) JOIN {accounts} AS a ON a.id = w.account_id
@@ -154,6 +165,7 @@ TICKERS = {
         "i.id",
     ),
     "ids": "EXECUTE helios_tickers (%s)",
+    "packed": "EXECUTE helios_packed_tickers (%s, %s)",
     "names": statement(f"""
         SELECT n.exchange, n.market, n.symbol, CASE WHEN t.instrument_id IS NOT NULL THEN {{ticker}} END
         FROM {NAMED} LEFT JOIN {{instruments}} AS i USING (exchange, market, symbol)
