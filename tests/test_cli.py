@@ -376,7 +376,7 @@ def test_what_looks_like_test_data_is_counted_and_no_fault(helios, healthy):
     status, said, _ = helios("doctor", "--json")
     found = next(each for each in json.loads(said) if each["check"] == "leftovers")
     assert (0, True) == (status, found["ok"])
-    assert "1 rows look like test data (helios orphans)" in found["found"]
+    assert "1 row looks like test data (helios orphans)" in found["found"]
 
 
 def test_sizes_are_those_of_the_catalog(helios, healthy):
@@ -462,7 +462,7 @@ def test_changes_that_nobody_relays_are_a_finding(helios, healthy, relay):
     relay.client.delete(relay.sides()[1].place.heartbeat)
     status, told = told_of_mirrors(helios)
     assert (1, False, "helios mirror run") == (status, told["ok"], told["remedy"][:17])
-    assert "1 changes wait" in told["found"]
+    assert "1 change waits" in told["found"]
     relay.step()
     with beating(relay.client, relay.sides()[1].place.heartbeat):
         status, told = told_of_mirrors(helios)
@@ -488,7 +488,7 @@ def test_mirrors_that_were_never_used_alarm_only_by_the_room_they_take(helios, h
     monkeypatch.setattr(doctor, "MOST_UNUSED", 0)
     status, told = told_of_mirrors(helios)
     assert (1, False) == (status, told["ok"])
-    assert "nobody has relayed ever: 1 changes wait" in told["found"]
+    assert "nobody has relayed ever: 1 change waits" in told["found"]
 
 
 # --- servers -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from helios import adopting, db
 from helios.cli.output import json_option, say, show, talk
 from helios.models import Market, SessionMode
+from helios.quality.judging import plural
 from helios.schema import migrations
 from helios.settings import Settings
 
@@ -104,7 +105,10 @@ def copy(engine: Engine, source: adopting.Source, rejects: Path) -> None:
                 tasks[at.table] = bars.add_task(at.table, total=at.total, written=0)
             bars.update(tasks[at.table], completed=at.done, written=at.written)
             if at.rejects:
-                say(f"{at.table}: {at.rejected:,} refused rows are in {at.rejects}", bars.console)
+                say(
+                    f"{at.table}: {plural(at.rejected, 'refused row is', 'refused rows are')} in {at.rejects}",
+                    bars.console,
+                )
 
 
 def summary(share: adopting.Share) -> dict[str, object]:

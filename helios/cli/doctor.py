@@ -21,6 +21,7 @@ from helios.layout import Layout, layout_of, leaf_of, size_of
 from helios.mirrors import Status, statuses
 from helios.mirrors.nodes import UNREACHED, nodes_of
 from helios.mirrors.status import MOST
+from helios.quality.judging import plural
 from helios.schema import environment, grants, migrations
 from helios.schema.roles import roles_here, shared_elsewhere
 from helios.settings import Settings, masked
@@ -129,7 +130,8 @@ def rights(connection: Connection, settings: Settings) -> Finding:
     """No role has too few rights, or too many."""
     steps = grants.missing(connection, settings.database_schema, roles_here(connection, settings), None)
     if steps:
-        found = f"{len(steps)} statements are missing, the first: {steps[0].statement}"
+        missing = plural(len(steps), "statement is missing", "statements are missing")
+        found = f"{missing}, the first: {steps[0].statement}"
         return Finding(check="grants", ok=False, found=found, remedy="helios upgrade, or helios grants --sql")
     return Finding(check="grants", ok=True, found="complete")
 
@@ -229,15 +231,16 @@ def mirrors(connection: Connection, settings: Settings) -> Finding:
 
 def waiting(seen: Status) -> str:
     """Tell what waits to be mirrored."""
-    entries = f"{seen.backlog:,}{' or more' if seen.backlog == MOST else ''}"
-    return f"{entries} changes wait, the outbox takes {seen.backlog_bytes / 2**20:,.1f} MiB"
+    changes = plural(seen.backlog, "change waits", "or more changes wait" if seen.backlog == MOST else "changes wait")
+    return f"{changes}, the outbox takes {seen.backlog_bytes / 2**20:,.1f} MiB"
 
 
 def leftovers(connection: Connection, _settings: Settings) -> Finding:
     """No test run died without its traces being undone; what looks like test data is counted, which is no proof."""
     tables = subject_of().metadata
     rows = list(Rows(connection, tables, links_of(tables)).find())
-    suspects = f"{len(rows)} rows look like test data (helios orphans)" if rows else "no row looks like test data"
+    looks = plural(len(rows), "row looks", "rows look") if rows else "no row looks"
+    suspects = f"{looks} like test data{' (helios orphans)' if rows else ''}"
     try:
         dead = undo.dead(connection)
     except SchemaError as error:
