@@ -37,6 +37,7 @@ from helios.settings import Settings
 
 TICKERS, SERIES, ORDERS, ACCOUNTS = 50_000, 1_000, 20_000, 20
 FORK = multiprocessing.get_context("fork")
+ANCHOR = "redis-benchmark, SET, -c 1 -P 1000"
 Say = Callable[[str], None]
 Row = dict[str, Any]
 FILL = f"""
@@ -172,38 +173,31 @@ def commits(at: Place, client: Redis, _relay: mirrors.Relay, options: argparse.N
 
 def throughput(at: Place, client: Redis, relay: mirrors.Relay, options: argparse.Namespace) -> list[Row]:
     """Write all tickers: redis-benchmark, the relay's half at Redis, the relay from commit to token."""
-    _, store = relay.sides()
-    with contextlib.closing(at.connect()) as connection:
-        connection.autocommit = False
-        parts = [each for each in image.everything(connection, store.place) if each.texts][: TICKERS // image.AT_ONCE]
-    length = len(next(iter(parts[0].texts.values())))
-    taken: dict[str, list[float]] = {
-        "redis-benchmark, SET, -c 1 -P 1000": [],
-        "Redis half": [],
-        "Redis half, packed before": [],
-        "whole relay": [],
-    }
+    source, store = relay.sides()
     relay.rebuild("before")
+    length = client.strlen(store.place.key("ticker", "bench", "spot", "S1"))
+    every = image.Changes(tickers=set(range(1, TICKERS + 1)))
+    with source.connection.cursor() as cursor:
+        batches = list(image.of_changes(cursor, store.place, every, packed=True))
+        texts = list(image.of_changes(cursor, store.place, every))
+    halves = {"Redis half": batches, "Redis half, of several buckets": texts}
+    taken: dict[str, list[float]] = {name: [] for name in (ANCHOR, *halves, "whole relay")}
     for number in range(options.rounds):
         if rate := anchor(client, length):
-            taken["redis-benchmark, SET, -c 1 -P 1000"].append(rate)
-            for each in parts:  # lets Redis tidy up after its 50,000 keys
+            taken[ANCHOR].append(rate)
+            for each in batches:  # lets Redis tidy up after its 50,000 keys
                 store.write(commands_of(each), token=store.token)
-        began = time.perf_counter()
-        for each in parts:
-            store.write(commands_of(each), token=store.token)
-        taken["Redis half"].append(TICKERS / (time.perf_counter() - began))
-        ready = [list(commands_of(each)) for each in parts]  # as redis-benchmark has its own
-        began = time.perf_counter()
-        for each in ready:
-            store.write(each, token=store.token)
-        taken["Redis half, packed before"].append(TICKERS / (time.perf_counter() - began))
+        for name, parts in halves.items():
+            began = time.perf_counter()
+            for each in parts:
+                store.write(commands_of(each), token=store.token)
+            taken[name].append(TICKERS / (time.perf_counter() - began))
         at.ask(f"UPDATE helios_trading.tickers SET last_price = last_price + {number}")
         began = time.perf_counter()
         relay.step(wait=True)
         taken["whole relay"].append(TICKERS / (time.perf_counter() - began))
     medians = {name: statistics.median(each) for name, each in taken.items() if each}
-    base = medians.get("redis-benchmark, SET, -c 1 -P 1000")
+    base = medians.get(ANCHOR)
     goals = {"Redis half": ">= 1.0", "whole relay": ">= 0.25"}
     return [
         figure(
