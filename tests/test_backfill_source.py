@@ -70,7 +70,17 @@ def test_periods(tmp_path, name, start, end) -> None:
     assert expected == recognise(there(tmp_path, name)).period
 
 
-@pytest.mark.parametrize("name", ["BTCUSDT-1m.csv", "BTCUSDT-1m-2024-13.csv", "BTCUSDT-1m-2023-02-29.csv"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BTCUSDT-1m.csv",
+        "BTCUSDT-1m-2024-13.csv",
+        "BTCUSDT-1m-2023-02-29.csv",
+        "BTCUSDT-1m-0000-01.csv",
+        "BTCUSDT-1m-9999-12.csv",
+        "BTCUSDT-1m-9999-12-31.csv",
+    ],
+)
 def test_no_period(tmp_path, name) -> None:
     """A name without a possible date says no period."""
     assert recognise(there(tmp_path, name)).period is None
@@ -107,3 +117,5 @@ def test_a_file_that_is_not_there(tmp_path) -> None:
         recognise(tmp_path / "nothing.csv")
     with pytest.raises(InputError, match="is not there, or not a file"):
         recognise(tmp_path)
+    with pytest.raises(InputError, match="cannot be looked at: File name too long"):
+        recognise(tmp_path / f"{'BTCUSDT' * 50}-1m.csv")

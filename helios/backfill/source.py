@@ -60,12 +60,16 @@ def recognise(
     one market has (BTCUSD_PERP); where neither tells, it is spot, and `assumed` says so.
 
     Raises:
-        InputError: there is no such file, or neither its name nor an option tells symbol or interval, or what they
-            tell cannot be one.
+        InputError: there is no such file, or it cannot be looked at, or neither its name nor an option tells symbol
+            or interval, or what they tell cannot be one.
 
     """
     path = Path(path)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise InputError(f"{path} cannot be looked at: {error.strerror}") from error
+    if not there:
         raise InputError(f"{path} is not there, or not a file: name files of klines (CSV, ZIP, JSON or Parquet)")
     words = folder_words(path)
     if other := next((word for word in words if word in OTHER_CANDLES), None):
@@ -179,8 +183,7 @@ def period_of(named: re.Match[str]) -> tuple[datetime, datetime] | None:
         return None
     try:
         start = datetime(int(named["year"]), int(named["month"]), int(named["day"] or 1), tzinfo=UTC)
-    except ValueError:
+        end = start + timedelta(days=1) if named["day"] else (start + timedelta(days=31)).replace(day=1)
+    except (ValueError, OverflowError):
         return None
-    if named["day"]:
-        return start, start + timedelta(days=1)
-    return start, (start + timedelta(days=31)).replace(day=1)
+    return start, end
