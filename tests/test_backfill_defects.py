@@ -417,6 +417,21 @@ def test_a_damaged_zip(bench: Bench) -> None:
     assert [] == bench.held()
 
 
+@pytest.mark.parametrize("damage", ["a name that is no UTF-8", "content of LZMA"])
+def test_a_damaged_zip_of_any_kind(bench: Bench, damage: str) -> None:
+    """Wherever a ZIP is damaged, it is refused in one sentence, by either tier."""
+    made, path = bench.make(rows=2000), bench.folder / f"{bench.symbol}-1m.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.write(made.path, "kürze.csv")
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")  # of the list of files at the end
+    content[entry + 46 if damage == "a name that is no UTF-8" else entry // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"is a ZIP that cannot be read .*: fetch it again"):
+        bench.load(path)
+    assert [] == bench.held()
+
+
 def test_a_zip_with_two_files(bench: Bench) -> None:
     """A ZIP that does not hold exactly one file is refused."""
     path = bench.folder / f"{bench.symbol}-1m.zip"

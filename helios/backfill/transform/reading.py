@@ -2,15 +2,23 @@
 
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, Protocol
 
 from .refusal import RefusalError
 
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python that was built without it reads no such ZIP
+    LZMAError = zlib.error  # type: ignore[misc, assignment]
+
 BLOCK = 1 << 19
 LONGEST_LINE = 1 << 20
 PARQUET = b"PAR1"
 ENCRYPTED = 1  # among the flags of a ZIP's member
+# ValueError: the name of a member is no UTF-8; RuntimeError: NotImplementedError, a compression that Python lacks.
+DAMAGED = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError, ValueError, RuntimeError)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -56,10 +64,8 @@ def member_blocks(file: BinaryIO, size: int) -> Iterator[Block]:
                 head = member.read(4096)
             with archive.open(members[0]) as member:
                 yield from text_blocks(member, head, size)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+    except DAMAGED as error:
         raise RefusalError(f"is a ZIP that cannot be read ({error}): fetch it again") from error
-    except zipfile.zlib.error as error:  # type: ignore[attr-defined]
-        raise RefusalError(f"is a damaged ZIP ({error}): fetch it again") from error
 
 
 def text_blocks(stream: Readable, head: bytes, size: int) -> Iterator[Block]:
