@@ -321,6 +321,14 @@ def test_parquet_that_is_none_of_ours(writer, symbol, tmp_path) -> None:
     parquet.write_table(pa.table(plain | {"symbol": ["A", "B"]}), path)
     with pytest.raises(InputError, match="is Parquet with symbol 'A' and 'B': split it"):
         load(writer, recognise(path))
+    table = pa.table({**plain, "symbol": ["ä", "ä"]})
+    parquet.write_table(table.append_column("open", table["open"]), path)
+    with pytest.raises(InputError, match="is Parquet with several columns open"):
+        load(writer, recognise(path))
+    parquet.write_table(table.rename_columns([*plain, "ö"]), path)
+    path.write_bytes(path.read_bytes().replace("ö".encode(), b"\xff\xff"))
+    with pytest.raises(InputError, match="is Parquet that cannot be read"):
+        load(writer, recognise(path))
     path.write_bytes(b"PAR1 and nothing")
     with pytest.raises(InputError, match="is Parquet that cannot be read"):
         load(writer, recognise(path))

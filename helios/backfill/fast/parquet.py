@@ -29,8 +29,8 @@ def blocks(grid: Grid, interval: str) -> Callable[[BinaryIO], Iterator[Block]]:
         file.seek(0)
         try:
             with parquet.ParquetFile(pa.PythonFile(file, "r"), pre_buffer=False) as table:
+                check_columns(table.schema_arrow.names)
                 names = set(table.schema_arrow.names)
-                check_columns(names)
                 line = 1
                 series: dict[str, Any] = {"interval": interval} if "interval" in names else {}
                 for batch in table.iter_batches(AT_ONCE):
@@ -39,19 +39,21 @@ def blocks(grid: Grid, interval: str) -> Callable[[BinaryIO], Iterator[Block]]:
                         data = lines(batch, names, grid)
                         yield Block(line, data, torn=False, lines=data.count(b"\n"))
                         line += batch.num_rows
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        except (pa.ArrowException, ValueError, OSError) as error:  # ValueError: a name that is no UTF-8
             said = str(error).splitlines()[0]
             raise RefusalError(f"is Parquet that cannot be read ({said}): fetch it again") from error
 
     return read
 
 
-def check_columns(names: set[str]) -> None:
-    """Refuse a file that lacks a column of candles."""
+def check_columns(names: list[str]) -> None:
+    """Refuse a file that lacks a column of candles, or has one of ours twice."""
     if lacking := [name for name in PLAIN if name not in names]:
         raise RefusalError(
             f"is Parquet without {', '.join(lacking)}: klines have the columns of the archive or of the klines table"
         )
+    if several := [name for name in (*PLAIN, *MORE, *AS_IN_THE_TABLE.values(), *SERIES) if names.count(name) > 1]:
+        raise RefusalError(f"is Parquet with several columns {', '.join(several)}: name each column once")
 
 
 def check_series(batch: pa.RecordBatch, series: dict[str, Any]) -> None:
