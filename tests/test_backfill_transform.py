@@ -60,6 +60,16 @@ def test_bulk_and_close_look_agree(spoiled, moved, cut, block) -> None:
 
 
 @pytest.mark.parametrize("few", [2, 10**9], ids=["in bulk", "closely"])
+@pytest.mark.parametrize("column", [5, 7, 9, 10])
+def test_a_number_of_more_digits_than_are_taken_costs_its_row(few, column) -> None:
+    """A volume of 20,000 decimal places, which PostgreSQL refuses, would cost the whole file."""
+    rows = list(make_klines.candles("BTCUSDT", "1m", JANUARY, 60))
+    rows[30][column] = f"0.{'1' * 20_000}"
+    _, told, _ = transformed(make_klines.official(rows, header=False, crlf=False).encode(), few)
+    assert (59, {"not a number": 1}) == (told["good"], told["kinds"])
+
+
+@pytest.mark.parametrize("few", [2, 10**9], ids=["in bulk", "closely"])
 @pytest.mark.parametrize(("early", "good"), [(0, 60), (1, 59)])
 def test_a_candle_is_closed_at_the_moment_it_ends(few, early, good) -> None:
     """Not a millisecond before; the rest of the file is taken in either case."""

@@ -9,7 +9,7 @@ from itertools import chain
 from operator import ge, le
 from typing import NamedTuple
 
-from .candle import MOST_TRADES, OFFICIAL, PLAIN, Candle, candle_of
+from .candle import MOST_DIGITS, MOST_TRADES, OFFICIAL, PLAIN, Candle, candle_of
 from .findings import Findings
 from .grid import Grid, scale_of
 from .reading import Block
@@ -84,7 +84,7 @@ class Checker:
 
     def bulk(self, data: bytes, count: int) -> Bulk | None:
         """Check a whole block at once; None when anything in it needs a closer look."""
-        if data.translate(None, PLAIN_BYTES):
+        if data.translate(None, PLAIN_BYTES) or has_long_line(data):
             return None
         width = self.width
         # Each line feed stays in front of the field behind it, so it is seen if one does not stand before a time.
@@ -216,3 +216,13 @@ class Checker:
         bounds = self.target.bounds
         if bounds and not bounds[0] <= first <= last <= bounds[1]:
             raise OutOfBoundsError
+
+
+def has_long_line(data: bytes) -> bool:
+    """Say whether a line is longer than any number may be, which costs one look for each thousand bytes."""
+    start = 0
+    while start < len(data):
+        start = data.rfind(b"\n", start, start + MOST_DIGITS + 1) + 1
+        if not start:
+            return True
+    return False
