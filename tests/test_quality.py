@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import groupby, pairwise
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import make_klines
 import pytest
@@ -19,6 +20,7 @@ from sqlalchemy import URL, Connection, Engine, event, insert, select, text, upd
 from sqlalchemy.orm import Session
 
 from helios import backfill, quality
+from helios.errors import InputError
 from helios.models import (
     Account,
     AlertLevel,
@@ -383,6 +385,28 @@ def test_figures_that_contradict_each_other(connection, symbol, figures, market,
     until = JANUARY + MINUTE
     found = quality.measure(connection, number, Interval.M1, since=JANUARY, until=until, market=market)
     assert expected == found.facts.implausible
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
+def test_months_are_those_of_utc(connection, symbol, zone):
+    """Neither the session's time zone nor that of the window moves the months that a candle stands for."""
+    times = make_klines.openings("1mo", datetime(2024, 1, 1, tzinfo=UTC))
+    held = [next(times) for _ in range(5)]
+    number = stored(connection, [candle(at, 100) for at in held], Interval.MO1, symbol=symbol)
+    end = following(held[-1], Interval.MO1)
+    connection.execute(text(f"SET LOCAL TIME ZONE '{zone}'"))
+    window = {"since": held[1].astimezone(ZoneInfo(zone)), "until": end.astimezone(ZoneInfo(zone))}
+    for since in ({}, {"since": held[0] - timedelta(days=400)}):  # the series begins within the window
+        facts = quality.measure(connection, number, Interval.MO1, **{**window, **since}, now=end).facts
+        assert (5 if since else 4, 5 if since else 4, 0) == (facts.expected, facts.found, facts.age_seconds)
+
+
+def test_a_window_without_time_zone_is_refused(connection):
+    """A moment that could be any is refused in one sentence."""
+    naive = JANUARY.replace(tzinfo=None)
+    for window in ({"since": naive, "until": JANUARY}, {"since": JANUARY, "until": JANUARY, "now": naive}):
+        with pytest.raises(InputError, match="has no time zone: pass tzinfo=UTC"):
+            quality.measure(connection, 1, Interval.M1, **window)
 
 
 def test_numbers_beyond_any_float_are_measured(connection, symbol):

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Row, func, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, FromClause, Row, func, select, text
 
 from helios.models import (
     DataQualityMetric,
@@ -19,6 +18,7 @@ from helios.models import (
     QualitySubject,
     Ticker,
 )
+from helios.models.base import UtcMoment
 from helios.names import table_name
 from helios.quality.facts import KlineFacts, OrderFacts, TickerFacts
 from helios.quality.judging import (
@@ -32,9 +32,8 @@ from helios.quality.judging import (
 )
 from helios.queries import series_present, sharded
 from helios.queries.orders import UNRESOLVED_STATUSES
-from helios.queries.query import shards
+from helios.queries.query import Reader, moments, shards
 
-Reader = Session | Connection
 MONDAY = datetime(1970, 1, 5, tzinfo=UTC)  # weeks begin here, and so does every shorter interval
 MONTH = timedelta(days=30)  # how long a month counts when the age of its candle is judged
 SILENT = (InstrumentStatus.HALT, InstrumentStatus.CLOSED, InstrumentStatus.PRE_TRADING)
@@ -120,7 +119,7 @@ KLINES = text(f"""
            (SELECT max(open_time) FROM {TABLE}
             WHERE instrument_id = :instrument_id AND "interval" = :interval AND open_time < :until) AS newest
     FROM candles
-""")
+""").columns(begun=UtcMoment, newest=UtcMoment)
 
 
 def measure(  # noqa: PLR0913 - a window, a clock and thresholds, by keyword alone
@@ -134,7 +133,7 @@ def measure(  # noqa: PLR0913 - a window, a clock and thresholds, by keyword alo
     market: Market = Market.SPOT,
     thresholds: KlineThresholds | None = None,
 ) -> Measured:
-    """Measure a series of candles that open from `since` up to, but not at, `until` (UTC), and judge it.
+    """Measure a series of candles that open from `since` up to, but not at, `until`, and judge it.
 
     What is before the series' first candle is not expected of it, nor what has not closed by `now`.
 
@@ -148,7 +147,12 @@ def measure(  # noqa: PLR0913 - a window, a clock and thresholds, by keyword alo
         market: the instrument's market; in cm volumes count contracts, so prices cannot be told from them.
         thresholds: when candles are no longer flawless.
 
+    Raises:
+        InputError: a moment has no time zone.
+
     """
+    told = {name: at.astimezone(UTC) for name, at in moments(since=since, until=until, now=now).items()}
+    since, until, now = told["since"], told["until"], told.get("now")
     thresholds = thresholds or KlineThresholds()
     length = interval.length or MONTH
     row = reader.execute(
@@ -227,6 +231,7 @@ def tickers(reader: Reader, *, now: datetime, thresholds: TickerThresholds | Non
 
 def measured_ticker(row: Row[Any], now: datetime, thresholds: TickerThresholds | None) -> Measured:
     """Judge a row of tickers."""
+    moments(now=now)  # refuses one without a time zone
     facts = TickerFacts(
         age_seconds=(now - row.event_at).total_seconds(),
         last_price=row.last_price,
