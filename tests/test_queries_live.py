@@ -5,6 +5,7 @@ import time
 import uuid
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 
 import pytest
 import redis.asyncio
@@ -189,6 +190,9 @@ def test_none_is_told_apart_from_absent(live, relay, migrated, reader, symbol):
         live.price(reader, ("binance", "spot", "NONE"))
     with pytest.raises(InputError, match="last=0 is not a number of candles"):
         live.klines(reader, ("binance", "spot", symbol), Interval.M1, last=0)
+    for ask in (partial(live.klines, last=1), live.running):
+        with pytest.raises(InputError, match="'7m' is not an interval: choose one of 1s, 1m"):
+            ask(reader, ("binance", "spot", symbol), "7m")
 
 
 def test_more_candles_than_the_mirror_holds(live, relay, reader, instrument):

@@ -26,7 +26,7 @@ from helios.models import OPEN_STATUSES, Account, Instrument, Interval, Order, P
 from helios.queries.klines import klines
 from helios.queries.mirrored import ORDER, POSITION, Candle, Form, Found, candle_of, price_of
 from helios.queries.prices import Price, current_price
-from helios.queries.query import Reader, table_of
+from helios.queries.query import Reader, known_interval, table_of
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -159,8 +159,12 @@ class Live:
         """Read the candle that still runs, as a feed told it within the last ten seconds; None where none did.
 
         It is in no table and needs no relay. PostgreSQL has nothing to say where Redis fails.
+
+        Raises:
+            InputError: there is no such interval.
+
         """
-        series = (*instrument, Interval(interval).value)
+        series = (*instrument, known_interval(interval).value)
         asked = self.ask(reader, series, lambda mirror: read_candle(mirror, series))
         return candle_of(asked[1]) if asked and asked[1] else None
 
