@@ -24,7 +24,7 @@ from helios.label.commands import (
     text,
 )
 from helios.label.images import HOME, LOGS, OVER, RECORD, RECORD_SHA
-from helios.label.shortcuts import MOST_WORDS, shortcuts
+from helios.label.shortcuts import MOST_WORDS, shortcuts, writes_utf8
 from helios.label.slots import tag
 
 PAUSE = 0.005  # seconds between two tries of a command that blocks
@@ -107,6 +107,7 @@ class Recording:
         self.tag = HOME if slot is None else tag(slot)
         self.database = connection.db if slot is None else self.tag
         self.encode = connection.encoder.encode
+        self.utf8 = writes_utf8(connection)
         self.catalogue = catalogue_of(connection)
 
     def understand(self, arguments: Arguments) -> Steps:
@@ -212,7 +213,9 @@ class Recording:
             WatchError: a key that the caller watches was touched.
 
         """
-        packed = None if watching else shortcuts(self.run, self.database, self.encode, self.catalogue, commands)
+        packed = None
+        if self.utf8 and not watching:
+            packed = shortcuts(self.run, self.database, self.encode, self.catalogue, commands)
         if packed is not None:
             (replies,) = yield Send([()], decode=decode, packed=packed)
             if not isinstance(replies, NoScriptError):

@@ -17,6 +17,11 @@ def bulk(value: Argument, encode: Encode) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
+def writes_utf8(connection: Connection) -> bool:
+    """Say whether text is sent as `bulk` writes it; a client of another encoding takes the closer look."""
+    return bool(connection.encoder.encoding == "utf-8" and connection.encoder.encoding_errors == "strict")
+
+
 def as_it_is(value: Argument) -> bytes:
     """Encode what is text already."""
     return str(value).encode()
@@ -37,7 +42,7 @@ def middle(run: int, database: int, count: int, name: str) -> bytes:
 def shortcut(run: int, connection: Connection, catalogue: Catalogue, arguments: Arguments) -> list[bytes] | None:
     """Write the recording of a command whose one key is its first argument; None where it needs a closer look."""
     name, count = arguments[0], len(arguments)
-    if name not in catalogue.direct or count > MOST_WORDS:
+    if name not in catalogue.direct or count > MOST_WORDS or not writes_utf8(connection):
         return None
     encode = connection.encoder.encode
     words = [bulk(each, encode) for each in arguments[1:]]

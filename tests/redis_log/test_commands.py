@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import redis as redis_py
+from own_servers import recording_client
 from redis.exceptions import ResponseError, WatchError
 from redis_keys import furnish
 
@@ -104,6 +105,20 @@ def test_each_kind_of_write_comes_back(words, protocol, valkey, plain, run, reco
     redis_log.undo(plain, run)
     assert before == redis_log.digest(plain)
     ordinary.close()
+
+
+@pytest.mark.parametrize("client", ["one by one", "pipeline"])
+def test_a_clients_own_encoding_is_kept(client, run, valkey, plain):
+    """Text is written in the bytes that a client without a label would write."""
+    labelled = recording_client(valkey, encoding="latin-1")
+    for _ in range(2):  # the second time the command is known
+        if client == "pipeline":
+            labelled.pipeline().set("clé", "été").execute()
+        else:
+            labelled.set("clé", "été")
+    assert "été".encode("latin-1") == plain.get("clé".encode("latin-1"))
+    assert plain.get("clé") is None
+    labelled.close()
 
 
 def outcome(made, words):
