@@ -1,5 +1,6 @@
 """Files into empty partitions without their key, many files at once, Parquet: as good as one file the usual way."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from sqlalchemy.pool import NullPool
 
 from helios.backfill import Mode, Options, Outcome, Tier, load, load_many, recognise
 from helios.backfill.bounds import likely_bounds
-from helios.errors import InputError, RightsError
+from helios.errors import HeliosError, InputError, RightsError
 
 JANUARY = datetime(2025, 1, 1, tzinfo=UTC)
 NAMES = make_klines.HEADER.split(",")
@@ -123,6 +124,36 @@ def test_a_row_that_comes_meanwhile(fresh, symbol, tmp_path) -> None:
     with pytest.raises(InputError, match="klines_1m_2025 holds rows"):
         load(fresh, recognise(made.path), initial=True, progress=feed)
     assert [(1,)] == ask(fresh, "SELECT count(*) FROM helios_trading.klines WHERE interval = '1m'")
+
+
+def test_a_partition_that_something_hangs_on(fresh, symbol, tmp_path) -> None:
+    """What PostgreSQL refuses at the end is one sentence, and stops no other interval's files."""
+    sources = [
+        recognise(make_klines.make_file(tmp_path, symbol, interval, start=JANUARY, rows=24).path)
+        for interval in ("1h", "1m")
+    ]
+    with fresh.begin() as connection:
+        connection.execute(text("CREATE VIEW watched AS SELECT close FROM helios_trading.klines_1h_2025"))
+    said = "nothing was loaded into new partitions: cannot drop table .*klines_1h_2025 because other objects depend"
+    with pytest.raises(HeliosError, match=said):
+        load(fresh, sources[0], initial=True)
+    outcomes = {each.source.interval: each for each in load_many(fresh, sources, Options(), initial=True, jobs=1)}
+    assert re.search(said, str(outcomes["1h"].error))
+    assert outcomes["1m"].report
+    assert [("1m", 24)] == ask(fresh, "SELECT interval, count(*) FROM helios_trading.klines GROUP BY interval")
+
+
+def test_an_initial_load_leaves_the_callers_transaction_as_it_was(fresh, symbol, tmp_path) -> None:
+    """Who is acting, and how long a lock is waited for, is the caller's own again behind the load."""
+    made = make_klines.make_file(tmp_path, symbol, "1h", start=JANUARY, rows=24)
+    theirs = text(
+        "SELECT current_user, current_setting('role'), current_setting('lock_timeout'), "
+        "current_setting('maintenance_work_mem')"
+    )
+    with fresh.begin() as connection:
+        before = connection.execute(theirs).one()
+        assert 24 == load(connection, recognise(made.path), initial=True).inserted
+        assert before == connection.execute(theirs).one()
 
 
 def test_the_right_is_needed(writer, symbol, tmp_path) -> None:

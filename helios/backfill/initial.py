@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ONE_WAIT = "500ms"  # for a lock: whoever comes behind waits no longer than that
 SORTING = "256MB"  # of memory, for building a key
 PATIENCE = 60.0  # seconds of such waits in all
+CHANGED = ("role", "maintenance_work_mem", "lock_timeout")  # settings that are the caller's own again at the end
 
 
 @dataclass
@@ -102,11 +103,12 @@ class Initial:
             )
 
     def become_owner(self) -> None:
-        """Act as the role that owns the klines, until the transaction ends."""
-        statement = "SELECT relowner::regrole::text FROM pg_class WHERE oid = CAST(:klines AS regclass)"
-        owner = self.connection.execute(text(statement), {"klines": self.klines}).scalar_one()
+        """Act as the role that owns the klines, until the partitions are in their places."""
+        statement = "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = CAST(:klines AS regclass)"
+        owner = str(self.ask(statement, klines=self.klines))
+        self.before = {name: str(self.ask("SELECT current_setting(:name)", name=name)) for name in CHANGED}
         try:
-            self.connection.execute(text(f"SET LOCAL ROLE {owner}"))
+            self.set("role", owner)
         except DBAPIError as error:
             if code_of(error.orig) != INSUFFICIENT_PRIVILEGE:
                 raise
@@ -171,7 +173,7 @@ class Initial:
 
     def finish(self) -> None:
         """Build the keys, and put the partitions in their places."""
-        self.run(f"SET LOCAL maintenance_work_mem = '{SORTING}'")
+        self.set("maintenance_work_mem", SORTING)
         for interval, year in self.staged:
             leaf = self.leaves[interval, year]
             self.run(f"ALTER TABLE {self.schema}.{self.stage(interval)} DETACH PARTITION {self.schema}.{leaf}")
@@ -186,6 +188,8 @@ class Initial:
         self.refuse_unfit()
         for (interval, year), leaf in self.leaves.items():
             self.exchange(interval, year, leaf)
+        for setting, value in self.before.items():
+            self.set(setting, value)
 
     def build_key(self, interval: Interval, year: int, leaf: str) -> None:
         """Build the primary key; it fails where two files hold the same candle."""
@@ -212,7 +216,7 @@ class Initial:
         while True:
             try:
                 with self.connection.begin_nested():
-                    self.run(f"SET LOCAL lock_timeout = '{ONE_WAIT}'")
+                    self.set("lock_timeout", ONE_WAIT)
                     self.run(f"LOCK TABLE ONLY {klines} IN ACCESS EXCLUSIVE MODE")
             except DBAPIError as error:
                 if code_of(error.orig) != LOCK_NOT_AVAILABLE:
@@ -238,6 +242,10 @@ class Initial:
         self.run(f"ALTER TABLE {self.schema}.{name} DROP CONSTRAINT fits")
         # No statement wrote klines itself, so no trigger tells the mirrors.
         self.ask(f"SELECT {self.schema}.mirror_series(CAST(:name AS regclass))", name=f"{self.schema}.{name}")
+
+    def set(self, setting: str, value: str) -> None:
+        """Change a setting until the transaction ends."""
+        self.ask("SELECT set_config(:setting, :value, true)", setting=setting, value=value)
 
     def run(self, statement: str) -> None:
         """Run a statement."""

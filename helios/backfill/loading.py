@@ -72,10 +72,8 @@ def load(  # noqa: PLR0913 - options, by keyword alone
         if not initial:
             return load_one(connection, source, options, progress)
         began = time.monotonic()
-        with transaction(connection):
-            into = Initial(connection)
+        with filling(connection) as into:
             report = load_one(connection, source, options, progress, into)
-            into.finish()
         report.seconds = time.monotonic() - began
         return report
 
@@ -141,6 +139,18 @@ def transaction(connection: Connection) -> Iterator[None]:
         if getattr(connection.connection.driver_connection, "autocommit", False):
             raise HeliosError("Loading needs a transaction, but the connection is in autocommit mode: pass another")
         yield
+
+
+@contextmanager
+def filling(connection: Connection) -> Iterator[Initial]:
+    """Fill partitions in one transaction, and put them in their places at its end."""
+    try:
+        with transaction(connection):
+            into = Initial(connection)
+            yield into
+            into.finish()
+    except DBAPIError as error:
+        raise HeliosError(f"nothing was loaded into new partitions: {tables.said(error.orig)}") from error
 
 
 @dataclass

@@ -9,7 +9,7 @@ from threading import Event
 from sqlalchemy import Connection, Engine
 
 from helios.backfill.initial import Initial
-from helios.backfill.loading import Options, connected, load_one, transaction
+from helios.backfill.loading import Options, connected, filling, load_one
 from helios.backfill.report import Progress, Report
 from helios.backfill.source import Source
 from helios.errors import HeliosError
@@ -96,10 +96,8 @@ def loaded(engine: Engine, group: list[Source], options: Options, tell: Tell, st
 def filled(engine: Engine, group: list[Source], options: Options, tell: Tell, stop: Event) -> list[Outcome]:
     """Fill the partitions of one interval with all its files; a file that fails is left out."""
     try:
-        with connected(engine) as connection, transaction(connection):
-            into = Initial(connection)
+        with connected(engine) as connection, filling(connection) as into:
             outcomes = [attempt(connection, each, options, tell, into) for each in group if not stop.is_set()]
-            into.finish()
     except HeliosError as error:
         return [Outcome(source, error=error) for source in group]
     return outcomes
