@@ -8,8 +8,9 @@ from sqlalchemy.dialects.postgresql import insert
 
 from helios.errors import HeliosError, InputError
 from helios.feed.reports import BalanceReport
-from helios.feed.statements import Writer, columns_of, execute, quoted, unnested
+from helios.feed.statements import Writer, columns_of, execute, unnested
 from helios.models import Account, Balance, Market
+from helios.names import table_name
 
 BALANCE_TYPES = {"asset": "text", "free": "numeric", "locked": "numeric", "event_at": "timestamptz"}
 
@@ -53,7 +54,7 @@ def write_balances(writer: Writer, owner: int, reports: Iterable[BalanceReport])
         {name: getattr(newest[asset], name) for name in BALANCE_TYPES} for asset in sorted(newest)
     ]
     statement = f"""
-        INSERT INTO {quoted(writer, Balance)} AS b (account_id, {", ".join(BALANCE_TYPES)})
+        INSERT INTO {table_name(Balance.__table__)} AS b (account_id, {", ".join(BALANCE_TYPES)})
         SELECT :account_id, told.* FROM {unnested(BALANCE_TYPES)} AS told ON CONFLICT (account_id, asset) DO UPDATE
             SET free = excluded.free, locked = excluded.locked, event_at = excluded.event_at, recorded_at = now()
             WHERE (excluded.event_at, b.free, b.locked) > (b.event_at, excluded.free, excluded.locked)

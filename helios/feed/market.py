@@ -10,9 +10,10 @@ from sqlalchemy.dialects.postgresql import insert
 
 from helios.errors import HeliosError
 from helios.feed.reports import InstrumentReport, KlineReport, TickerReport
-from helios.feed.statements import Writer, columns_of, execute, quoted, unnested
+from helios.feed.statements import Writer, columns_of, execute, unnested
 from helios.layout import make_partition, tell_written
 from helios.models import Instrument, Interval, Kline, Market, Ticker, metadata
+from helios.names import table_name
 
 PRICED = (
     "last_price",
@@ -75,7 +76,7 @@ def write_instruments(writer: Writer, exchange: str, market: Market, reports: It
     newest = {report.symbol: report for report in reports}
     if not newest:
         return 0
-    table = quoted(writer, Instrument)
+    table = table_name(Instrument.__table__)
     names = [name for name in INSTRUMENT_TYPES if name != "symbol"]
     now = {name: f"coalesce(excluded.{name}, i.{name})" for name in names}
     now["status"] = "excluded.status"
@@ -108,7 +109,7 @@ def write_tickers(writer: Writer, rows: Mapping[str, dict[str, Any]], ids: Mappi
     if not rows:
         return 0
     told = sorted(({**row, "instrument_id": ids[symbol]} for symbol, row in rows.items()), key=by_instrument)
-    return execute(writer, ticker_statement(writer), columns_of(told, TICKER_TYPES))
+    return execute(writer, ticker_statement(), columns_of(told, TICKER_TYPES))
 
 
 def by_instrument(row: Mapping[str, Any]) -> int:
@@ -116,7 +117,7 @@ def by_instrument(row: Mapping[str, Any]) -> int:
     return int(row["instrument_id"])
 
 
-def ticker_statement(writer: Writer) -> str:
+def ticker_statement() -> str:
     """Write the upsert of tickers, in which trades and quotes are each compared with their own moment."""
     listed = ", ".join(TICKER_TYPES)
     # A row that somebody wrote without these moments is as old as it says itself.
@@ -131,7 +132,7 @@ def ticker_statement(writer: Writer) -> str:
         for name in (*names, moment)
     ]
     return f"""
-        INSERT INTO {quoted(writer, Ticker)} AS t ({listed}, event_at)
+        INSERT INTO {table_name(Ticker.__table__)} AS t ({listed}, event_at)
         SELECT {listed}, greatest(priced_at, quoted_at) FROM {unnested(TICKER_TYPES)} AS told ({listed})
         ON CONFLICT (instrument_id) DO UPDATE
             SET {", ".join(changes)}, event_at = greatest(t.event_at, excluded.event_at), recorded_at = now()
@@ -159,7 +160,7 @@ def write_klines(writer: Writer, reports: Iterable[KlineReport], ids: Mapping[st
     now = {name: f"excluded.{name}" for name in KLINE_TOLD}
     now |= {name: f"coalesce(excluded.{name}, k.{name})" for name in KLINE_UNTOLD}
     statement = f"""
-        INSERT INTO {quoted(writer, Kline)} AS k ({", ".join(f'"{name}"' for name in KLINE_TYPES)})
+        INSERT INTO {table_name(Kline.__table__)} AS k ({", ".join(f'"{name}"' for name in KLINE_TYPES)})
         SELECT * FROM {unnested(KLINE_TYPES)} AS told ON CONFLICT (instrument_id, "interval", open_time) DO UPDATE
             SET {", ".join(f'"{name}" = {value}' for name, value in now.items())}
             WHERE ({", ".join(f'k."{name}"' for name in now)}) IS DISTINCT FROM ({", ".join(now.values())})

@@ -6,23 +6,8 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, CursorResult, text
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.compiler import IdentifierPreparer
-
-from helios.models import Base
-from helios.queries.query import table_of
 
 Writer = Session | Connection
-
-
-def preparer(writer: Writer) -> IdentifierPreparer:
-    """Find who quotes names for this connection."""
-    bind = writer.get_bind() if isinstance(writer, Session) else writer
-    return bind.dialect.identifier_preparer
-
-
-def quoted(writer: Writer, model: type[Base]) -> str:
-    """Write a table's name with its schema."""
-    return preparer(writer).format_table(table_of(model))
 
 
 def execute(writer: Writer, statement: str, binds: Mapping[str, Any]) -> int:
