@@ -14,12 +14,13 @@ from helios import db
 from helios import rejects as aside
 from helios.adopting import orders
 from helios.adopting.ancestor import HISTORY, METRICS, ORDERS, POSITIONS
-from helios.adopting.mapping import ALL, Mapping, name_of, table_of
+from helios.adopting.mapping import ALL, Mapping
 from helios.adopting.planning import Series, mappings, prepare, series
 from helios.adopting.source import Source, blocks, tables
 from helios.errors import InputError
 from helios.layout import make_partition
 from helios.models import Account, Instrument, Kline, metadata
+from helios.names import table_name
 
 STRETCH = 500  # blocks of a transaction: 4 MB of the ancestor's table, some forty thousand candles
 STRETCH_OF_ORDERS = 200  # each order is written as often as it changed
@@ -151,7 +152,7 @@ class Copy:
         joins = f"{self.mapping.referred} {self.mapping.known if looked_up else ''}"
         absent = f"AND {self.mapping.key} IS NULL" if looked_up else ""
         statement = f"""
-            INSERT INTO {name_of(self.mapping.table)} ({", ".join(f'"{name}"' for name in columns)})
+            INSERT INTO {table_name(self.mapping.table)} ({", ".join(f'"{name}"' for name in columns)})
             SELECT {", ".join(values)} FROM ({self.mapping.judged}) AS j {joins}
             WHERE j.reason IS NULL {absent} ON CONFLICT DO NOTHING
         """
@@ -186,10 +187,10 @@ def make_instruments(connection: Connection, source: Source, symbols: list[str])
     """Make the instruments that are absent."""
     if symbols:
         statement = f"""
-            INSERT INTO {name_of(table_of(Instrument))} (exchange, market, symbol)
+            INSERT INTO {table_name(Instrument.__table__)} (exchange, market, symbol)
             SELECT :exchange, :market, symbol FROM unnest(CAST(:symbols AS text[])) AS symbol
             WHERE symbol NOT IN (
-                SELECT symbol FROM {name_of(table_of(Instrument))} WHERE exchange = :exchange AND market = :market
+                SELECT symbol FROM {table_name(Instrument.__table__)} WHERE exchange = :exchange AND market = :market
             ) ON CONFLICT DO NOTHING
         """
         connection.execute(text(statement), {**source.binds(), "symbols": symbols})

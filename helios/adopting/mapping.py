@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from sqlalchemy import BigInteger, CheckConstraint, Integer, Table, Text, Uuid
 from sqlalchemy.dialects import postgresql
@@ -13,6 +13,8 @@ from helios.adopting.source import Found, Source, quoted
 from helios.errors import InputError
 from helios.models import Account, Instrument, metadata
 from helios.models.base import Choice, Exact, UtcMoment
+from helios.names import table_name
+from helios.queries.query import table_of
 
 DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's own dialects are untyped
 ALL = {"first": "(0,0)", "last": "(4294967295,0)"}  # the places of all rows of a table
@@ -175,15 +177,15 @@ class Mapping:
         """Write the joins of a judged row `j` with its instrument `i` and its account `a`."""
         symbol = "j.symbol" if "symbol" in self.heir.columns else "NULL"
         return f"""
-            LEFT JOIN {name_of(table_of(Instrument))} AS i
+            LEFT JOIN {table_name(Instrument.__table__)} AS i
                 ON i.exchange = :exchange AND i.market = :market AND i.symbol = {symbol}
-            LEFT JOIN {name_of(table_of(Account))} AS a ON a.exchange = :exchange AND a.name = :account
+            LEFT JOIN {table_name(Account.__table__)} AS a ON a.exchange = :exchange AND a.name = :account
         """
 
     @property
     def known(self) -> str:
         """Write the join of such a row with what is there of it, `k`."""
-        names = {table.name: name_of(table) for table in metadata.tables.values()}
+        names = {table.name: table_name(table) for table in metadata.tables.values()}
         return f"LEFT JOIN {self.heir.joined.format(**names)}"
 
     @property
@@ -281,13 +283,3 @@ def literal(value: str) -> str:
     """Write a text as SQL, for a statement in which a colon marks a value to bind."""
     doubled = value.replace("'", "''")
     return f"'{doubled}'".replace(":", "\\:")
-
-
-def table_of(model: Any) -> Table:  # noqa: ANN401 - a declarative class's __table__ is typed as FromClause
-    """Give a model's table."""
-    return cast("Table", model.__table__)
-
-
-def name_of(table: Table) -> str:
-    """Write a table's name with its schema."""
-    return DIALECT.identifier_preparer.format_table(table).replace(":", "\\:")

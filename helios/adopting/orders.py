@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from helios.adopting.mapping import ALL, Mapping, name_of
+from helios.adopting.mapping import ALL, Mapping
+from helios.names import table_name
 
 BATCH, LINES = "pg_temp.helios_adopted_orders", "pg_temp.helios_adopted_lines"
 ACTOR = text("SELECT set_config('helios.actor', 'helios adopt', true)")
@@ -88,7 +89,7 @@ def put(connection: Connection, mapping: Mapping) -> int:
     seen |= {"status": "l.new_status", "updated_at": "l.exchange_at"}
     seen |= {name: f"CASE WHEN l.is_filled THEN o.{name} ELSE 0 END" for name in FILLED}
     statement = f"""
-        INSERT INTO {name_of(mapping.table)} ({", ".join(f'"{name}"' for name in seen)})
+        INSERT INTO {table_name(mapping.table)} ({", ".join(f'"{name}"' for name in seen)})
         SELECT {", ".join(seen.values())} FROM {BATCH} AS o
         JOIN {LINES} AS l ON l.of_order = o.client_order_id AND l.line = 1
         ORDER BY o.id ON CONFLICT DO NOTHING
@@ -100,7 +101,7 @@ def change(connection: Connection, mapping: Mapping, line: int) -> None:
     """Change the orders that were just written, as one line of their history tells."""
     filled = ", ".join(f"{name} = CASE WHEN l.is_filled THEN o.{name} ELSE 0 END" for name in FILLED)
     statement = f"""
-        UPDATE {name_of(mapping.table)} AS k SET status = l.new_status, updated_at = l.exchange_at, {filled}
+        UPDATE {table_name(mapping.table)} AS k SET status = l.new_status, updated_at = l.exchange_at, {filled}
         FROM {BATCH} AS o JOIN {LINES} AS l ON l.of_order = o.client_order_id
         WHERE k.id = o.id AND l.line = :line
     """
@@ -111,7 +112,7 @@ def finish(connection: Connection, mapping: Mapping) -> None:
     """Let the orders say when they last changed, as the ancestor's do; no line of history is written for that."""
     if "updated_at" in mapping.copied:
         statement = f"""
-            UPDATE {name_of(mapping.table)} AS k SET updated_at = o.updated_at FROM {BATCH} AS o
+            UPDATE {table_name(mapping.table)} AS k SET updated_at = o.updated_at FROM {BATCH} AS o
             WHERE k.id = o.id AND k.updated_at IS DISTINCT FROM o.updated_at
         """
         connection.execute(text(statement))
