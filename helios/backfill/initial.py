@@ -22,6 +22,7 @@ from helios.db.outages import code_of
 from helios.errors import HeliosError, InputError, RightsError
 from helios.layout import Layout, layout_of
 from helios.models import Interval, Kline
+from helios.names import quoted
 
 if TYPE_CHECKING:
     from helios.backfill.loading import Load
@@ -42,9 +43,7 @@ class Initial:
 
     def __post_init__(self) -> None:
         """Note where the tables are."""
-        quote = self.connection.dialect.identifier_preparer.quote
-        self.klines = tables.quoted(self.connection, Kline.__table__)
-        self.schema = quote(str(Kline.__table__.schema))
+        self.schema = quoted(str(Kline.__table__.schema))
         self.refuse_unfit()
         self.become_owner()
         self.backend = self.ask("SELECT pg_backend_pid()")  # in names, so that two loads do not meet
@@ -84,7 +83,7 @@ class Initial:
         with self.connection.begin_nested():
             instrument_id = tables.hold_instrument(self.connection, load.source)
             tables.lock_series(self.connection, instrument_id, load.source)
-            return load.copied(Mode.INITIAL, bounds, instrument_id, places or [self.klines])
+            return load.copied(Mode.INITIAL, bounds, instrument_id, places or [tables.KLINES])
 
     def refuse_unfit(self) -> None:
         """Refuse klines without partitions, and those being converted, because no trigger notes what is exchanged.
@@ -105,7 +104,7 @@ class Initial:
     def become_owner(self) -> None:
         """Act as the role that owns the klines, until the partitions are in their places."""
         statement = "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = CAST(:klines AS regclass)"
-        owner = str(self.ask(statement, klines=self.klines))
+        owner = str(self.ask(statement, klines=tables.KLINES))
         self.before = {name: str(self.ask("SELECT current_setting(:name)", name=name)) for name in CHANGED}
         try:
             self.set("role", owner)
@@ -184,7 +183,7 @@ class Initial:
         for interval in sorted({interval for interval, _ in self.leaves}):
             self.lock(interval)
         # As a writer does: a conversion that begins waits for this, and one that has begun is seen.
-        self.run(f"LOCK TABLE ONLY {self.klines} IN ROW EXCLUSIVE MODE")
+        self.run(f"LOCK TABLE ONLY {tables.KLINES} IN ROW EXCLUSIVE MODE")
         self.refuse_unfit()
         for (interval, year), leaf in self.leaves.items():
             self.exchange(interval, year, leaf)
@@ -210,7 +209,7 @@ class Initial:
         # The lock of make_kline_partition(), so that nobody makes the same partition meanwhile.
         self.ask(
             "SELECT pg_advisory_xact_lock(hashtext('make_kline_partition'), CAST(:klines AS regclass)::oid::integer)",
-            klines=self.klines,
+            klines=tables.KLINES,
         )
         deadline = time.monotonic() + PATIENCE
         while True:

@@ -302,13 +302,12 @@ class Load:
 
     def direct(self, bounds: Bounds, instrument_id: int) -> Report:
         """Copy straight into the partitions, where the rows come in order; else into the table."""
-        klines = tables.quoted(self.connection, Kline.__table__)
         if self.tier is Tier.FAST or len(bounds.years) == 1:
             places = tables.loadable_partitions(self.connection, self.source, bounds.years)
             with suppress(OutOfOrderError), self.connection.begin_nested():
-                return self.copied(Mode.DIRECT, bounds, instrument_id, places or [klines])
+                return self.copied(Mode.DIRECT, bounds, instrument_id, places or [tables.KLINES])
         with self.connection.begin_nested():
-            return self.copied(Mode.DIRECT, bounds, instrument_id, [klines])
+            return self.copied(Mode.DIRECT, bounds, instrument_id, [tables.KLINES])
 
     def copied(self, mode: Mode, bounds: Bounds, instrument_id: int, places: list[str]) -> Report:
         """Copy each year into its place, or all of them into the one that there is."""

@@ -4,7 +4,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, exists, func, select, text, true, update
+from sqlalchemy import Connection, exists, func, select, text, true, update
 from sqlalchemy.dialects.postgresql import insert
 
 from helios.backfill.reading import Reading
@@ -12,7 +12,9 @@ from helios.backfill.source import Source
 from helios.errors import HeliosError
 from helios.layout import Layout, distributed, layout_of, leaf_of
 from helios.models import DataQualityMetric, Instrument, Kline, KlineFile
+from helios.names import quoted, table_name
 
+KLINES = table_name(Kline.__table__)
 KEY = ("instrument_id", "open_time")
 PLAIN_VALUES = ("open", "high", "low", "close", "volume")
 OFFICIAL_VALUES = (*PLAIN_VALUES, "quote_volume", "trades", "taker_buy_volume", "taker_buy_quote_volume")
@@ -45,13 +47,6 @@ def said(error: BaseException | None) -> str:
     """Take what PostgreSQL said, without the lines that quote statement and row."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def quoted(connection: Connection, table: Any) -> str:  # noqa: ANN401 - a declarative class's __table__ is typed as FromClause
-    """Write a table's name with its schema."""
-    if not isinstance(table, Table):
-        raise TypeError(f"{table!r} is not a table")
-    return connection.dialect.identifier_preparer.format_table(table)
 
 
 def known_file(connection: Connection, source: Source) -> KlineFile | None:
@@ -100,7 +95,7 @@ def hold_instrument(connection: Connection, source: Source) -> int:
 
 def lock_series(connection: Connection, instrument_id: int, source: Source) -> None:
     """Let loads of one series pass one after the other."""
-    key = f"helios load {quoted(connection, Kline.__table__)} {instrument_id} {source.interval}"
+    key = f"helios load {KLINES} {instrument_id} {source.interval}"
     connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key, 0))))
 
 
@@ -130,12 +125,11 @@ def loadable_partitions(connection: Connection, source: Source, years: list[int]
         "schema": schema,
         "names": names,
         "parent": f"klines_{source.interval}",
-        "klines": quoted(connection, Kline.__table__),
+        "klines": KLINES,
     }
     if connection.execute(LOADABLE, binds).scalar() != len(names):
         return []
-    quote = connection.dialect.identifier_preparer.quote
-    return [f"{quote(str(schema))}.{quote(name)}" for name in names]
+    return [f"{quoted(str(schema))}.{quoted(name)}" for name in names]
 
 
 def holds_any(connection: Connection, instrument_id: int, source: Source, span: tuple[datetime, datetime]) -> bool:
@@ -173,12 +167,11 @@ def copy(connection: Connection, into: str, values: tuple[str, ...], reading: Re
 
 def make_stage(connection: Connection) -> None:
     """Make a table of this transaction alone, like the klines."""
-    klines = quoted(connection, Kline.__table__)
     if layout_of(connection, str(Kline.__table__.schema)) is Layout.TIMESCALEDB:
         # A corrected file may touch more rows than TimescaleDB decompresses in a transaction unless told.
         limit = "timescaledb.max_tuples_decompressed_per_dml_transaction"
         connection.execute(select(func.set_config(limit, "0", true())))
-    connection.execute(text(f"CREATE TEMPORARY TABLE {STAGE.split('.')[1]} (LIKE {klines}) ON COMMIT DROP"))
+    connection.execute(text(f"CREATE TEMPORARY TABLE {STAGE.split('.')[1]} (LIKE {KLINES}) ON COMMIT DROP"))
 
 
 def write_differences(
@@ -189,20 +182,19 @@ def write_differences(
     The range stands in the join, so that the key's index finds it; equal rows are not touched. Only the columns that
     the file has are compared: a file of plain candles takes no number of trades away.
     """
-    klines = quoted(connection, Kline.__table__)
     names = (*KEY, "interval", *values)
     listed = ", ".join(f'"{name}"' for name in names)
     old, new = (", ".join(f'{table}."{name}"' for name in values) for table in ("k", "s"))
     difference = f"""
         SELECT {", ".join(f's."{name}"' for name in names)}, k.instrument_id IS NOT NULL AS is_known
         FROM {STAGE} AS s
-        LEFT JOIN {klines} AS k
+        LEFT JOIN {KLINES} AS k
             ON k.open_time = s.open_time AND k.instrument_id = :instrument_id AND k."interval" = :interval
             AND k.open_time BETWEEN :first AND :last
         WHERE k.instrument_id IS NULL OR ({old}) IS DISTINCT FROM ({new})
     """
     write = f"""
-        INSERT INTO {klines} AS k ({listed}) SELECT {listed} FROM {{difference}}
+        INSERT INTO {KLINES} AS k ({listed}) SELECT {listed} FROM {{difference}}
         ON CONFLICT (instrument_id, "interval", open_time) DO UPDATE
             SET {", ".join(f'"{name}" = excluded."{name}"' for name in values)}
             WHERE ({old}) IS DISTINCT FROM ({new.replace("s.", "excluded.")})
