@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from helios.errors import InputError
-from helios.feed.fields import Fields
+from helios.feed.fields import Fields, fee_of
 from helios.feed.reports import BalanceReport, FillReport, OrderReport
 from helios.models import OrderStatus, OrderType, PositionSide, Side, TimeInForce
 
@@ -241,12 +241,6 @@ def reason_of(message: Fields, *names: str) -> str | None:
         if text not in {None, "NONE", "0"}:
             return text
     return None
-
-
-def fee_of(message: Fields, amount: str, asset: str) -> tuple[Decimal | None, str | None]:
-    """Read a fee and its asset, which come together or not at all."""
-    fee, fee_asset = message.number_or_none(amount), message.text_or_none(asset)
-    return (None, None) if fee is None or fee_asset is None else (fee, fee_asset)
 
 
 def not_below_zero(number: Decimal | None) -> Decimal:

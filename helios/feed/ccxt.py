@@ -12,7 +12,7 @@ from typing import Any
 from helios.errors import InputError
 from helios.feed.binance_account import side_of, time_in_force_of
 from helios.feed.binance_market import interval_named
-from helios.feed.fields import Fields
+from helios.feed.fields import Fields, fee_of
 from helios.feed.reports import (
     BalanceReport,
     FillReport,
@@ -202,17 +202,16 @@ def fill_of(message: Fields) -> FillReport:
     """Read what a trade filled; of several fees the first is kept."""
     fees = message.parts("fees")
     told = message.get("fee")
-    fee = Fields(message.kind, told) if isinstance(told, Mapping) else (fees[0] if fees else Fields(message.kind, {}))
-    cost, currency = fee.number_or_none("cost"), fee.text_or_none("currency")
-    together = cost is not None and currency is not None
+    first = Fields(message.kind, told) if isinstance(told, Mapping) else (fees[0] if fees else Fields(message.kind, {}))
+    fee, fee_asset = fee_of(first, "cost", "currency")
     role = message.text_or_none("takerOrMaker")
     return FillReport(
         trade_id=message.text("id"),
         price=message.number("price"),
         quantity=message.number("amount"),
         quote_quantity=message.number_or_none("cost"),
-        fee=cost if together else None,
-        fee_asset=currency if together else None,
+        fee=fee,
+        fee_asset=fee_asset,
         is_maker=None if role is None else role == "maker",
         filled_at=message.moment("timestamp"),
     )

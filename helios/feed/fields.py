@@ -147,3 +147,9 @@ class Fields:
         if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
             raise InputError(f"{self.kind} says {names[0]!r} is {value!r}, which is not a list of objects")
         return [Fields(self.kind, each) for each in value]
+
+
+def fee_of(message: Fields, amount: str, asset: str) -> tuple[Decimal | None, str | None]:
+    """Read a fee and its asset, which come together or not at all."""
+    fee, fee_asset = message.number_or_none(amount), message.text_or_none(asset)
+    return (None, None) if fee is None or fee_asset is None else (fee, fee_asset)
