@@ -411,7 +411,7 @@ REPORT = exchange.execution_report()
         ),
         (
             exchange.kline_stream("BTCUSDT") | {"k": exchange.kline_stream("BTCUSDT")["k"] | {"i": "7m"}},
-            "'7m' is not an interval of klines: choose one of 1s, 1m",
+            "'7m' is not an interval: choose one of 1s, 1m",
         ),
         ([[1, 2, 3]], "candles are arrays of 12 values (Binance) or 6 (ccxt), and these have 3"),
         (

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from helios.errors import InputError
 from helios.feed.fields import Fields
 from helios.feed.reports import InstrumentReport, KlineReport, TickerReport
 from helios.models import InstrumentStatus, Interval
+from helios.queries.query import known_interval
 
 STATUSES = {
     "TRADING": InstrumentStatus.TRADING,
@@ -193,7 +193,4 @@ def interval_named(text: str) -> Interval:
         InputError: there is none of this name.
 
     """
-    try:
-        return Interval("1mo" if text == "1M" else text)
-    except ValueError:
-        raise InputError(f"{text!r} is not an interval of klines: choose one of {', '.join(Interval)}") from None
+    return Interval.MO1 if text == "1M" else known_interval(text)
