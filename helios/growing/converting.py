@@ -189,8 +189,7 @@ class Conversion:
     def try_to_swap(self) -> bool:
         """Swap where few enough changes are left; everything is held up meanwhile, for some milliseconds."""
         with self.working() as work:
-            run_lock = f"LOCK TABLE ONLY {work.klines} IN ACCESS EXCLUSIVE MODE"
-            work.connection.exec_driver_sql(run_lock)
+            run(work.connection, f"LOCK TABLE ONLY {work.klines} IN ACCESS EXCLUSIVE MODE")
             waiting = work.connection.scalar(text(f"SELECT count(*) FROM {self.schema}.{CHANGES}"))
             if int(waiting or 0) > FEW:
                 return False
@@ -209,16 +208,14 @@ class Conversion:
         with self.engine.connect() as connection:
             chunks = self.place.ended(connection, table, until)
         for number, chunk in enumerate(chunks, 1):
-            self.patiently(partial(self.compress_one, chunk))
+            self.patiently(partial(self.compress_one, self.place, chunk))
             yield Progress(stage=Stage.COMPRESSING, done=number, total=len(chunks))
 
-    def compress_one(self, chunk: str) -> None:
+    def compress_one(self, place: Hypertable, chunk: str) -> None:
         """Compress a chunk; where TimescaleDB gives way to somebody who writes to it, a later run does."""
-        if not isinstance(self.place, Hypertable):
-            return
         try:
             with self.engine.begin() as connection:
-                self.place.compress(connection, chunk)
+                place.compress(connection, chunk)
         except DBAPIError as error:
             if code_of(error.orig) != SERIALIZATION_FAILURE:
                 raise
