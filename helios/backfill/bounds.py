@@ -7,12 +7,11 @@ from typing import BinaryIO
 
 from helios.backfill import tables
 from helios.backfill.source import Source
+from helios.backfill.transform.candle import OFFICIAL, WHOLE
+from helios.backfill.transform.grid import scale_of
 from helios.models import Interval
 
 END = 4096  # bytes looked at, at either end
-COMMAS = 11  # in a row of the official layout
-MICROSECONDS_FROM = 10**14
-PLAUSIBLE = (946_684_800_000, 7_258_118_400_000)  # 2000 to 2200
 MOST_YEARS = 2  # a longer span has to be one that the rows fill: one wrong row would make partitions for decades
 FILLED = 2  # the candles that fit between the ends, for each row: so many may be missing
 
@@ -77,8 +76,9 @@ def filled(source: Source, span: int, rows: float) -> bool:
 
 def opening(line: bytes) -> int | None:
     """Read the opening time (ms) of a row in the official layout; None when the line is no such row."""
-    written = line[: line.find(b",")]
-    if line.count(b",") != COMMAS or not written.isdigit():
+    fields = line.split(b",")
+    if len(fields) != OFFICIAL or not WHOLE.fullmatch(fields[0]):
         return None
-    at = int(written) if len(written) <= len(str(MICROSECONDS_FROM)) - 1 else int(written) // 1000
-    return at if PLAUSIBLE[0] <= at < PLAUSIBLE[1] else None
+    written = int(fields[0])
+    scale = scale_of(written)
+    return written // scale if scale else None

@@ -15,9 +15,9 @@ from sqlalchemy.exc import DBAPIError
 
 from helios.backfill import tables
 from helios.backfill.bounds import Bounds, likely_bounds
-from helios.backfill.reading import OutOfBoundsError, OutOfOrderError
 from helios.backfill.report import Mode, Report
 from helios.backfill.tiers import Tier
+from helios.backfill.transform.refusal import OutOfBoundsError, OutOfOrderError
 from helios.db.outages import code_of
 from helios.errors import HeliosError, InputError, RightsError
 from helios.layout import Layout, layout_of

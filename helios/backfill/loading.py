@@ -19,18 +19,19 @@ from helios import db
 from helios.backfill import tables
 from helios.backfill.bounds import Bounds, beginning, likely_bounds
 from helios.backfill.initial import Initial
-from helios.backfill.reading import OutOfBoundsError, OutOfOrderError, Reading, now
+from helios.backfill.reading import Reading, now
 from helios.backfill.report import Mode, Progress, Report, Stage, remove_rejects, write_rejects
 from helios.backfill.source import Source
 from helios.backfill.stamp import stamp_of
 from helios.backfill.tiers import Tier, chosen, reading
+from helios.backfill.transform.candle import OFFICIAL
+from helios.backfill.transform.refusal import OutOfBoundsError, OutOfOrderError
 from helios.backfill.verdict import completed, judged, moment
 from helios.errors import HeliosError, InputError
 from helios.layout import make_partition, tell_written
 from helios.models import Interval, Kline, KlineFile, QualitySubject
 
 MONDAY = 4 * 86_400_000  # 1970-01-05, where weeks are counted from
-OFFICIAL = 12
 
 Tell = Callable[[Progress], None]
 

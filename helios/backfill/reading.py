@@ -9,15 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from helios.backfill.transform.refusal import OutOfBoundsError, OutOfOrderError
 from helios.errors import InputError
-
-
-class OutOfBoundsError(Exception):
-    """The file holds candles outside the range that was looked at first: read it whole, then load it."""
-
-
-class OutOfOrderError(Exception):
-    """A candle belongs to a section that has ended: load the file in one piece."""
 
 
 class Reading(ABC):

@@ -20,7 +20,7 @@ from helios.backfill.transform.findings import Findings
 from helios.backfill.transform.grid import Grid
 from helios.backfill.transform.program import Hashed, transformed
 from helios.backfill.transform.reading import PARQUET, Block, blocks
-from helios.backfill.transform.refusal import OutOfBoundsError, OutOfOrderError, RefusalError
+from helios.backfill.transform.refusal import RefusalError
 
 BEGINNING = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 END = b"\xff\xff"
@@ -64,10 +64,6 @@ class FastReading(Reading):
             pass
         except RefusalError as refusal:
             self._put({"refusal": str(refusal)})
-        except OutOfBoundsError:
-            self._put({"out_of_bounds": True})
-        except OutOfOrderError:
-            self._put({"out_of_order": True})
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             self._put(error)
 
