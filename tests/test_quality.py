@@ -407,6 +407,14 @@ def test_a_window_without_time_zone_is_refused(connection):
     for window in ({"since": naive, "until": JANUARY}, {"since": JANUARY, "until": JANUARY, "now": naive}):
         with pytest.raises(InputError, match="has no time zone: pass tzinfo=UTC"):
             quality.measure(connection, 1, Interval.M1, **window)
+    for ask in (
+        lambda: quality.measure_orders(connection, since=naive, until=JANUARY),
+        lambda: quality.measure_orders(connection, since=JANUARY, until=naive),
+        lambda: quality.measure_ticker(connection, 1, now=naive),
+        lambda: quality.tickers(connection, now=naive),
+    ):
+        with pytest.raises(InputError, match="has no time zone: pass tzinfo=UTC"):
+            ask()
 
 
 def test_numbers_beyond_any_float_are_measured(connection, symbol):

@@ -217,21 +217,32 @@ def following(at: datetime, interval: Interval) -> datetime:
 def measure_ticker(
     reader: Reader, instrument_id: int, *, now: datetime, thresholds: TickerThresholds | None = None
 ) -> Measured | None:
-    """Measure the ticker of an instrument at a moment; None when it has none."""
+    """Measure the ticker of an instrument at a moment; None when it has none.
+
+    Raises:
+        InputError: the moment has no time zone.
+
+    """
+    moments(now=now)
     statement = select(Ticker, Instrument.status).join(Instrument).where(Ticker.instrument_id == instrument_id)
     rows = reader.execute(select(*statement.subquery().c)).all()
     return measured_ticker(rows[0], now, thresholds) if rows else None
 
 
 def tickers(reader: Reader, *, now: datetime, thresholds: TickerThresholds | None = None) -> list[Measured]:
-    """Measure every ticker, in one statement."""
+    """Measure every ticker, in one statement.
+
+    Raises:
+        InputError: the moment has no time zone.
+
+    """
+    moments(now=now)
     statement = select(Ticker, Instrument.status).join(Instrument).order_by(Ticker.instrument_id)
     return [measured_ticker(row, now, thresholds) for row in reader.execute(select(*statement.subquery().c))]
 
 
 def measured_ticker(row: Row[Any], now: datetime, thresholds: TickerThresholds | None) -> Measured:
     """Judge a row of tickers."""
-    moments(now=now)  # refuses one without a time zone
     facts = TickerFacts(
         age_seconds=(now - row.event_at).total_seconds(),
         last_price=row.last_price,
@@ -254,7 +265,13 @@ def measured_ticker(row: Row[Any], now: datetime, thresholds: TickerThresholds |
 def measure_orders(
     reader: Reader, *, since: datetime, until: datetime, thresholds: OrderThresholds | None = None
 ) -> Measured:
-    """Measure the orders of all accounts: those submitted in the window, irregular changes, and unresolved ones."""
+    """Measure the orders of all accounts: those submitted in the window, irregular changes, and unresolved ones.
+
+    Raises:
+        InputError: a moment has no time zone.
+
+    """
+    moments(since=since, until=until)
     thresholds = thresholds or OrderThresholds()
     late = until - timedelta(seconds=thresholds.unresolved_seconds)
     submitted = select(func.count()).where(Order.submitted_at >= since, Order.submitted_at < until)
