@@ -36,6 +36,7 @@ from helios.models import Ticker as TickerRow
 from helios.quality import KlineFacts, KlineThresholds, OrderFacts, TickerFacts
 from helios.quality.judging import LEVELS, Finding, verdict
 from helios.quality.measuring import following, openings
+from helios.queries import unresolved_orders
 
 JANUARY = datetime(2025, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -573,6 +574,30 @@ def test_orders_are_measured(connection, symbol):
     assert found.verdict.score < 1
     assert any("life cycle" in reason for reason in found.verdict.reasons)
     assert any("unresolved" in reason for reason in found.verdict.reasons)
+
+
+def test_an_order_waits_since_it_was_asked_for(connection, symbol):
+    """A cancel of this moment is not late because the exchange last spoke an hour ago; so say queries as well."""
+    now = connection.scalar(text("SELECT clock_timestamp()"))
+    instrument = stored(connection, [], symbol=symbol)
+    account = connection.scalar(
+        insert(Account).values(exchange="binance", name=symbol, market=Market.SPOT).returning(Account.id)
+    )
+    told = now - timedelta(hours=1)
+    order = {"id": uuid.uuid4(), "client_order_id": symbol, "side": "BUY", "type": "LIMIT", "status": "NEW"}
+    order |= {"account_id": account, "instrument_id": instrument, "submitted_at": told, "updated_at": told}
+    connection.execute(insert(Order).values(**order))
+
+    def late(after: timedelta) -> int:
+        found = quality.measure_orders(connection, since=told, until=now + after).facts
+        assert isinstance(found, OrderFacts)
+        return found.unresolved
+
+    before = late(timedelta(0)), late(timedelta(minutes=5))
+    connection.execute(update(Order).where(own(account)).values(status="PENDING_CANCEL"))
+    assert (before[0], before[1] + 1) == (late(timedelta(0)), late(timedelta(minutes=5)))
+    waiting = unresolved_orders(timedelta(minutes=1), account_id=account)
+    assert [] == waiting.rows(connection)
 
 
 def own(account: int) -> Any:

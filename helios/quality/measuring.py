@@ -31,7 +31,7 @@ from helios.quality.judging import (
     judge_ticker,
 )
 from helios.queries import series_present, sharded
-from helios.queries.orders import UNRESOLVED_STATUSES
+from helios.queries.orders import UNRESOLVED_STATUSES, waiting_since
 from helios.queries.query import Reader, moments, shards
 
 MONDAY = datetime(1970, 1, 5, tzinfo=UTC)  # weeks begin here, and so does every shorter interval
@@ -281,8 +281,7 @@ def measure_orders(
         DataQualityMetric.measured_at >= since,
         DataQualityMetric.measured_at < until,
     )
-    changed_at = func.coalesce(Order.updated_at, Order.submitted_at)
-    unresolved = select(func.count()).where(Order.status.in_(UNRESOLVED_STATUSES), changed_at < late)
+    unresolved = select(func.count()).where(Order.status.in_(UNRESOLVED_STATUSES), waiting_since() < late)
     row = reader.execute(
         select(
             submitted.select_from(Order).scalar_subquery().label("orders"),

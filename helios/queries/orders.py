@@ -54,6 +54,17 @@ def unresolved_orders(
 @cache
 def unresolved_orders_statement(told: frozenset[str]) -> Select[Any]:
     """Make the statement of `unresolved_orders`."""
+    since = waiting_since()
+    latest = func.clock_timestamp() - bindparam("older_than", type_=Duration())
+    return (
+        select(*ORDERS.c, since.label("since"))
+        .where(ORDERS.c.status.in_(UNRESOLVED_STATUSES), since <= latest, *of_orders(told))
+        .order_by(since, ORDERS.c.id)
+    )
+
+
+def waiting_since() -> ColumnElement[Any]:
+    """Tell when an order's newest change was recorded here; `updated_at` tells when the exchange last spoke."""
     newest_change = (
         select(HISTORY.c.recorded_at)
         .where(HISTORY.c.order_id == ORDERS.c.id)
@@ -62,13 +73,7 @@ def unresolved_orders_statement(told: frozenset[str]) -> Select[Any]:
         .scalar_subquery()
     )
     # History may have been dropped by then; the row itself is as old as its first sight at least.
-    since = func.coalesce(newest_change, ORDERS.c.recorded_at)
-    latest = func.clock_timestamp() - bindparam("older_than", type_=Duration())
-    return (
-        select(*ORDERS.c, since.label("since"))
-        .where(ORDERS.c.status.in_(UNRESOLVED_STATUSES), since <= latest, *of_orders(told))
-        .order_by(since, ORDERS.c.id)
-    )
+    return func.coalesce(newest_change, ORDERS.c.recorded_at)
 
 
 def positions(
