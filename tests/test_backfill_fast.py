@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from helios.backfill import Report, load, recognise, tiers
+from helios.backfill.fast import thread
 from helios.backfill.fast.checking import FastChecker
 from helios.backfill.fast.numeric import numeric
 from helios.backfill.fast.thread import FastReading
@@ -230,6 +231,17 @@ def test_an_abandoned_reading_ends(tmp_path, symbol) -> None:
     with made.path.open("rb", buffering=0) as file:
         started = FastReading(made.path, file, job, lambda _: None)
         started.peek()
-        thread = started._thread  # noqa: SLF001 - what must not be left
+        running = started._thread  # noqa: SLF001 - what must not be left
         started.close()
-    assert not thread.is_alive()
+    assert not running.is_alive()
+
+
+def test_a_reading_that_gives_nothing_ends_when_it_is_closed(tmp_path, monkeypatch, symbol) -> None:
+    """Nobody waits for the rest of a file that is only looked at."""
+    monkeypatch.setattr(thread, "BLOCK", 1000)
+    made = make_klines.make_file(tmp_path, symbol, "1m", start=JANUARY, rows=5000)
+    job = {"step": MINUTE, "anchor": 0, "steps": {}, "bounds": None, "write": False}
+    job |= {"instrument_id": 1, "interval": "1m", "now": NOW, "cuts": []}
+    with made.path.open("rb", buffering=0) as file:
+        FastReading(made.path, file, job, lambda _: None).close()
+        assert file.tell() < made.path.stat().st_size

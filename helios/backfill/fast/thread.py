@@ -70,7 +70,7 @@ class FastReading(Reading):
     def _read(self) -> dict[str, Any]:
         notes = TextIOWrapper(self.notes, encoding="utf-8", write_through=True)
         try:
-            told = transformed(self._job, self._file, self._write, notes, self._make_checker, self._blocks())
+            told = transformed(self._job, self._file, self._write, notes, self._make_checker, self._wanted)
         finally:
             notes.detach()
         if self._checker and self._job["write"]:
@@ -79,6 +79,13 @@ class FastReading(Reading):
             self._crumbs.append(END)
             self._flush()
         return told
+
+    def _wanted(self, file: BinaryIO) -> Iterator[Block]:
+        """Read while somebody waits: what is only looked at, or compared, meets no full queue that would tell."""
+        for block in self._blocks()(file):
+            if self._gone.is_set():
+                raise GoneError
+            yield block
 
     def _blocks(self) -> Callable[[BinaryIO], Iterator[Block]]:
         head = self._file.read(len(PARQUET))
