@@ -53,6 +53,16 @@ def test_sweep_undoes_what_a_dead_run_left(env, kept_database):
     assert ("", "no dead run\n") == (said, talk)
 
 
+def test_a_run_that_was_swept_is_in_no_log_any_more(env, kept_database, valkey):
+    """Its own registers are empty in both stores: no later run, and no sweep, has to look at it again."""
+    die(env)
+    assert 1 == ask(kept_database, "SELECT count(*) FROM helios_trading_undo._runs")
+    helios("sweep", env=env)
+    assert 0 == ask(kept_database, "SELECT count(*) FROM helios_trading_undo._runs")
+    with client(valkey) as there:
+        assert [] == there.keys("helios:undo:*")
+
+
 def test_a_run_that_lives_is_not_swept(env, kept_database):
     """Its lease is held, so a sweep beside it leaves it alone, and it undoes what it wrote by itself."""
     program = DIES.replace("os._exit(9)", "print('written', flush=True); input()")
