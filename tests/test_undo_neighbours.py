@@ -99,6 +99,60 @@ def test_a_neighbour_between_two_writes(shop: Shop) -> None:
         neighbour.exec_driver_sql("UPDATE shop.swaps SET a = 1, b = 1 WHERE id = 1")
 
 
+@pytest.mark.parametrize("others", [0, 2000], ids=["a row", "many rows"])
+@pytest.mark.parametrize(
+    "writes",
+    [
+        ["UPDATE shop.swaps SET a = 12 WHERE id IN (1, 2)"],
+        ["UPDATE shop.swaps SET a = 12 WHERE id IN (1, 2)", "UPDATE shop.swaps SET a = 13 WHERE id IN (1, 2)"],
+        ["DELETE FROM shop.swaps WHERE id IN (1, 2)"],
+        ["DELETE FROM shop.swaps WHERE id IN (1, 2)", "INSERT INTO shop.swaps VALUES (1, 'new', -1, 1)"],
+    ],
+    ids=["updated", "updated twice", "deleted", "inserted again"],
+)
+def test_a_neighbour_between_two_tests(shop: Shop, writes: list[str], others: int) -> None:
+    """What a test found and put back is the neighbour's: the undo of the whole run does not go behind it."""
+    before = shop.digest()
+    with running(shop) as run, shop.beside() as neighbour:
+        run.write("UPDATE shop.swaps SET a = 11 WHERE id IN (1, 2)")
+        neighbour.exec_driver_sql("UPDATE shop.swaps SET b = 51 WHERE id = 1")
+        mark = run.mark()
+        for number in (52, 53):
+            for _ in range(2):
+                run.write(
+                    *writes, f"INSERT INTO shop.swaps SELECT n, n, n, n FROM generate_series(1001, {1000 + others}) n"
+                )
+                run.undo(mark)
+                assert [(11, number - 1), (11, 2)] == shop.rows("SELECT a, b FROM shop.swaps WHERE id < 3 ORDER BY id")
+            neighbour.exec_driver_sql(f"UPDATE shop.swaps SET b = {number} WHERE id = 1")
+            again = run.mark()
+            run.write(*writes)
+            run.undo(again)
+        run.undo()
+        assert [(11, 53), (2, 2)] == shop.rows("SELECT a, b FROM shop.swaps WHERE id < 3 ORDER BY id")
+        neighbour.exec_driver_sql("UPDATE shop.swaps SET a = 1, b = 1 WHERE id = 1")
+    assert before == shop.digest()
+    assert 0 == shop.logged()
+
+
+def test_a_neighbour_who_deletes_between_two_tests(shop: Shop) -> None:
+    """A row that a test found as the neighbour's, deleted and put back, and that the neighbour deletes, stays away."""
+    before = shop.digest()
+    with running(shop) as run, shop.beside() as neighbour:
+        run.write("UPDATE shop.swaps SET a = 11 WHERE id = 1")
+        neighbour.exec_driver_sql("UPDATE shop.swaps SET b = 51 WHERE id = 1")
+        mark = run.mark()
+        run.write("DELETE FROM shop.swaps WHERE id = 1")
+        run.undo(mark)
+        neighbour.exec_driver_sql("DELETE FROM shop.swaps WHERE id = 1")
+        assert [("swaps", "kept", 1, "deleted by somebody else")] == run.undo()
+        neighbour.exec_driver_sql("INSERT INTO shop.swaps VALUES (1, 'k1', 11, 51)")
+        assert [] == run.undo()
+        neighbour.exec_driver_sql("UPDATE shop.swaps SET a = 1, b = 1 WHERE id = 1")
+    assert before == shop.digest()
+    assert 0 == shop.logged()
+
+
 def test_unique_values_above_children_are_refused_loudly(shop: Shop) -> None:
     """Rows that changed places, with children that would go with them: kept and told, the log kept, the rest undone."""
     with running(shop) as run, shop.beside() as neighbour:

@@ -204,6 +204,31 @@ def test_what_an_undo_restored_is_handed_over_too(shop: Shop) -> None:
     assert 0 == shop.logged()
 
 
+@pytest.mark.parametrize("undos", [1, 2], ids=["at its end", "between two tests"])
+def test_of_what_an_undo_restored_only_keys_that_were_handed_over_are_inherited(shop: Shop, undos: int) -> None:
+    """Another row that it restored was a neighbour's, and stays so for the run that inherits."""
+    before = shop.digest()
+    with running(shop) as heir, running(shop) as one, shop.beside() as neighbour:
+        heir.write(
+            "INSERT INTO shop.instruments (id, symbol, v) VALUES (960, 'T', 1)",
+            "UPDATE shop.instruments SET v = 11 WHERE id = 1",
+        )
+        neighbour.exec_driver_sql("INSERT INTO shop.orders (client_id, instrument_id) VALUES ('n', 960)")
+        neighbour.exec_driver_sql("UPDATE shop.instruments SET v = 77 WHERE id = 1")
+        heir.undo()
+        one.write("UPDATE shop.instruments SET v = 2 WHERE id = 960")
+        mark = one.mark()
+        one.write("UPDATE shop.instruments SET v = 12 WHERE id = 1")
+        for since in (mark, 0)[-undos:]:
+            one.undo(since)
+        neighbour.exec_driver_sql("DELETE FROM shop.orders WHERE client_id = 'n'")
+        assert [("instruments", "deleted", 1, "")] == heir.undo()
+        assert [(77,)] == shop.rows("SELECT v FROM shop.instruments WHERE id = 1")
+        neighbour.exec_driver_sql("UPDATE shop.instruments SET v = 0 WHERE id = 1")
+    assert before == shop.digest()
+    assert 0 == shop.logged()
+
+
 @pytest.mark.parametrize(
     ("row", "change"),
     [

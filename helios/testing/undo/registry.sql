@@ -16,6 +16,7 @@ CREATE TABLE _undos (
     xact xid8 NOT NULL DEFAULT pg_current_xact_id(),
     known bigint[] NOT NULL DEFAULT '{}',
     inherited xid[] NOT NULL DEFAULT '{}',  -- what marks rows that undos of runs restored which handed keys over to this
+    givers xid[] NOT NULL DEFAULT '{}',     -- the transactions of those runs, by which the keys are known
     PRIMARY KEY (run, step)
 );
 CREATE INDEX _undos_xact ON _undos (xact);

@@ -48,6 +48,7 @@ DECLARE
     t _tables;
     entries CONSTANT text := 'l.helios_run = ANY ($1) AND l.helios_step > $2';
     same_tp text; same_lp text; same_tl text; same_gt text; names text;
+    stood text; moved text;
 BEGIN
     SELECT * INTO t FROM _tables WHERE rel = table_oid;
     names := _each(t.keys, '%s');
@@ -116,7 +117,15 @@ BEGIN
                                  WHERE u.run = ANY ($1) AND u.step > $2) AS undone) AS u
               WHERE %5$s GROUP BY %2$s) AS g
         LEFT JOIN %6$s AS t ON %7$s
+        ON CONFLICT DO NOTHING
     $sql$, t.plan, names, _each(t.keys, 'g.%s'), t.log, entries, t.name, same_gt));
+
+    -- Keys that nobody has handed over are planned again: to go behind what other runs' undos restored is not for them.
+    PERFORM _make_step('_unplan_' || t.rel, format($sql$
+        DELETE FROM %1$s AS p WHERE NOT EXISTS (
+            SELECT FROM %2$s AS l WHERE %3$s AND %4$s
+            AND EXISTS (SELECT FROM _undos AS u WHERE u.run = ANY ($1) AND l.helios_by = ANY (u.givers)))
+    $sql$, t.plan, t.log, entries, same_lp));
 
     -- Somebody has put it back already.
     PERFORM _make_step('_equal_' || t.rel, format($sql$
@@ -137,6 +146,25 @@ BEGIN
         WHERE p.helios_act IN ('I', 'X') AND %4$s AND l.helios_step = p.helios_image AND %5$s
           AND record_image_eq(ROW(%6$s), ROW(%7$s))
     $sql$, t.plan, t.name, t.log, same_tp, same_lp, _image(t.rel, 't'), _each(t.columns, 'l.%s')));
+
+    -- What somebody else had made of a row that these runs wrote before the mark, and that has just come back, is what
+    -- stood there at the mark: it stays in the log as that, and an undo of more goes back to it, not behind it.
+    stood := format($sql$
+        WITH helios_moved AS (
+            UPDATE %1$s AS l SET helios_step = $2, helios_what = 'U', helios_by = coalesce(l.helios_by, l.xmin)
+            FROM (SELECT %2$s, array_agg(coalesce(e.helios_by, e.xmin)) AS helios_writers FROM %1$s AS e
+                  WHERE e.helios_run = ANY ($1) AND e.helios_step <= $2 GROUP BY %2$s) AS e
+    $sql$, t.log, _each(t.keys, 'e.%s'));
+    moved := format($sql$
+            %1$s AND %2$s AND l.helios_was <> ALL (e.helios_writers) AND l.helios_was <> ALL (ARRAY(
+                SELECT unnest(u.xmin || u.inherited) FROM _undos AS u WHERE u.run = ANY ($1)))
+            RETURNING %3$s)
+        DELETE FROM %4$s AS e USING helios_moved AS l WHERE e.helios_run = ANY ($1) AND e.helios_step = $2 AND %2$s
+    $sql$, entries, _same(t.keys, t.equals, 'e', 'l'), _each(t.keys, 'l.%s'), t.log);
+    PERFORM _make_step('_stood_reverted_' || t.rel, stood || ' WHERE ' || moved);
+    PERFORM _make_step('_stood_' || t.rel, stood || format(
+        ' JOIN %s AS p ON %s WHERE p.helios_act IN (''I'', ''U'', ''X'') AND l.helios_step = p.helios_image AND ',
+        t.plan, _same(t.keys, t.equals, 'e', 'p')) || moved);
 
     -- What is kept stays in the log, as told; the rest is forgotten.
     PERFORM _make_step('_note_' || t.rel, format($sql$

@@ -34,7 +34,7 @@ BEGIN
                 PERFORM _let_nobody_write(ARRAY(SELECT w.rel FROM unnest(written) AS w));
             END IF;
             IF failed = 0 THEN
-                short := _short_way(runs, since, own, many, most, written);
+                short := _short_way(runs, since, _not_inherited(own, runs), many, most, written);
                 changes := short.changes;
             ELSE
                 changes := '{}';
@@ -179,6 +179,9 @@ BEGIN
                 RAISE EXCEPTION USING ERRCODE = 'HU001', MESSAGE = t.name || ' was changed by somebody else';
             END IF;
             SET CONSTRAINTS ALL IMMEDIATE;
+            IF since > 0 AND t.kind = 'U' THEN
+                PERFORM _run_step('_stood_reverted_', t.rel, runs, since, own, many);
+            END IF;
             IF many THEN
                 PERFORM _empty(t.rel, runs, since, own, many);
             ELSE
@@ -252,12 +255,17 @@ RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     t _tables;
     others CONSTANT boolean := EXISTS (SELECT FROM _runs WHERE id <> ALL (runs));
+    alone CONSTANT xid[] := _not_inherited(own, runs);
 BEGIN
     FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
         IF others AND _run_step('_hand_over_', t.rel, runs, since, own, many) > 0 THEN
             PERFORM _bequeath(t.log, runs, own);
         END IF;
         PERFORM _run_step('_plan_', t.rel, runs, since, own, many);
+        IF alone <> own THEN
+            PERFORM _run_step('_unplan_', t.rel, runs, since, own, many),
+                    _run_step('_plan_', t.rel, runs, since, alone, many);
+        END IF;
         IF _acts(t.plan) ? 'K' THEN
             PERFORM _run_step('_equal_', t.rel, runs, since, own, many);
         END IF;
@@ -271,13 +279,26 @@ BEGIN
 END
 $$;
 
--- Whoever was handed keys of these runs goes behind the rows, too, that their undos restored in between.
+-- Whoever was handed keys of these runs goes behind the rows of these keys, too, that their undos restored in between.
 CREATE OR REPLACE FUNCTION _bequeath(log text, runs bigint[], own xid[]) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    EXECUTE format('INSERT INTO _undos (run, inherited) SELECT DISTINCT l.helios_run, $3 FROM %s AS l '
+    EXECUTE format('INSERT INTO _undos (run, inherited, givers) SELECT DISTINCT l.helios_run, $3, $2 FROM %s AS l '
                    'WHERE l.helios_run <> ALL ($1) AND l.helios_by = ANY ($2)', log)
     USING runs, own, ARRAY(SELECT unnest(u.xmin || u.inherited) FROM _undos AS u WHERE u.run = ANY (runs));
+END
+$$;
+
+-- Without what other runs' undos restored: that is these runs' own in the keys only that were handed over.
+CREATE OR REPLACE FUNCTION _not_inherited(own xid[], runs bigint[]) RETURNS xid[]
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM _undos AS u WHERE u.run = ANY (runs) AND u.inherited <> '{}') THEN
+        RETURN own;
+    END IF;
+    RETURN ARRAY(SELECT unnest(own) EXCEPT (
+        SELECT unnest(u.xmin || u.inherited) FROM _undos AS u WHERE u.run = ANY (runs) AND u.inherited <> '{}'
+        EXCEPT SELECT u.xmin FROM _undos AS u WHERE u.run = ANY (runs) AND u.inherited = '{}'));
 END
 $$;
 
@@ -443,6 +464,9 @@ DECLARE
     t _tables;
 BEGIN
     FOR t IN SELECT * FROM _tables WHERE rel = ANY (touched) ORDER BY rel LOOP
+        IF since > 0 AND acts -> t.rel::text ?| '{I,U,X}' THEN
+            PERFORM _run_step('_stood_', t.rel, runs, since, own, many);
+        END IF;
         IF acts -> t.rel::text ? 'K' THEN
             PERFORM _run_step('_note_', t.rel, runs, since, own, many),
                     _run_step('_forget_done_', t.rel, runs, since, own, many);
