@@ -92,11 +92,12 @@ BEGIN
 
     -- The image to go back to is the last version that these runs did not write themselves. Where there is none, a key
     -- that they inserted was absent; one that they did not insert, or not before they touched what an undo had restored,
-    -- goes back to what that undo restored: its first image.
+    -- goes back to what that undo restored: its first image. What they inserted and deleted from that image on (helios_net)
+    -- tells who took the row away: one that they inserted more often than deleted, somebody else had deleted before.
     PERFORM _make_step('_plan_' || t.rel, format($sql$
         INSERT INTO %1$s (%2$s, helios_image, helios_act, helios_why, helios_told)
-        SELECT %3$s, g.helios_image,
-               CASE WHEN g.helios_image IS NULL THEN
+        SELECT %3$s, CASE WHEN g.helios_net <= 0 THEN g.helios_image END,
+               CASE WHEN g.helios_image IS NULL OR g.helios_net > 0 THEN
                         CASE WHEN t.xmin IS NULL THEN '-' WHEN t.xmin = ANY ($3) THEN 'D' ELSE 'K' END
                     WHEN t.xmin IS NULL THEN CASE WHEN g.helios_net < 0 THEN 'I' ELSE 'K' END
                     WHEN t.xmin = ANY ($3) THEN 'U'
@@ -104,18 +105,21 @@ BEGIN
                CASE WHEN t.xmin IS NULL THEN 'deleted by somebody else' ELSE 'changed by somebody else' END,
                g.helios_told
         FROM (SELECT %2$s,
-                     coalesce(max(helios_step) FILTER (WHERE helios_what <> 'I' AND helios_was <> ALL ($3)),
+                     coalesce(max(helios_theirs),
                               CASE WHEN NOT bool_or(helios_what = 'I') THEN min(helios_step) END,
                               CASE WHEN min(helios_step) FILTER (WHERE helios_what <> 'I' AND helios_was = ANY (undone))
                                         < min(helios_step) FILTER (WHERE helios_what = 'I')
                                    THEN min(helios_step) FILTER (WHERE helios_what <> 'I' AND helios_was = ANY (undone))
                               END) AS helios_image,
-                     sum(CASE helios_what WHEN 'I' THEN 1 WHEN 'D' THEN -1 ELSE 0 END) AS helios_net,
+                     sum(CASE helios_what WHEN 'I' THEN 1 WHEN 'D' THEN -1 ELSE 0 END)
+                         FILTER (WHERE helios_theirs IS NULL OR helios_step >= helios_theirs) AS helios_net,
                      bool_and(helios_kept) AS helios_told
-              FROM %4$s AS l,
+              FROM (SELECT l.*, max(helios_step) FILTER (WHERE helios_what <> 'I' AND helios_was <> ALL ($3))
+                                    OVER (PARTITION BY %2$s) AS helios_theirs
+                    FROM %4$s AS l WHERE %5$s) AS l,
                    (SELECT ARRAY(SELECT unnest(u.xmin || u.inherited) FROM _undos AS u
                                  WHERE u.run = ANY ($1) AND u.step > $2) AS undone) AS u
-              WHERE %5$s GROUP BY %2$s) AS g
+              GROUP BY %2$s) AS g
         LEFT JOIN %6$s AS t ON %7$s
         ON CONFLICT DO NOTHING
     $sql$, t.plan, names, _each(t.keys, 'g.%s'), t.log, entries, t.name, same_gt));
