@@ -47,7 +47,7 @@ LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     t _tables;
     entries CONSTANT text := 'l.helios_run = ANY ($1) AND l.helios_step > $2';
-    same_tp text; same_lp text; same_tl text; same_gt text; names text;
+    same_tp text; same_lp text; same_tl text; same_gt text; same_el text; names text;
     stood text; moved text;
 BEGIN
     SELECT * INTO t FROM _tables WHERE rel = table_oid;
@@ -56,6 +56,7 @@ BEGIN
     same_lp := _same(t.keys, t.equals, 'l', 'p');
     same_tl := _same(t.keys, t.equals, 't', 'l');
     same_gt := _same(t.keys, t.equals, 'g', 't');
+    same_el := _same(t.keys, t.equals, 'e', 'l');
 
     -- The short way, where a run only inserted: its rows are deleted by their keys, if they are still as it wrote them.
     PERFORM _make_step('_withdraw_' || t.rel, format(
@@ -157,14 +158,15 @@ BEGIN
         WITH helios_moved AS (
             UPDATE %1$s AS l SET helios_step = $2, helios_what = 'U', helios_by = coalesce(l.helios_by, l.xmin)
             FROM (SELECT %2$s, array_agg(coalesce(e.helios_by, e.xmin)) AS helios_writers FROM %1$s AS e
-                  WHERE e.helios_run = ANY ($1) AND e.helios_step <= $2 GROUP BY %2$s) AS e
-    $sql$, t.log, _each(t.keys, 'e.%s'));
+                  WHERE e.helios_run = ANY ($1) AND e.helios_step <= $2
+                    AND EXISTS (SELECT FROM %1$s AS l WHERE %3$s AND %4$s) GROUP BY %2$s) AS e
+    $sql$, t.log, _each(t.keys, 'e.%s'), entries, same_el);
     moved := format($sql$
             %1$s AND %2$s AND l.helios_was <> ALL (e.helios_writers) AND l.helios_was <> ALL (ARRAY(
                 SELECT unnest(u.xmin || u.inherited) FROM _undos AS u WHERE u.run = ANY ($1)))
             RETURNING %3$s)
         DELETE FROM %4$s AS e USING helios_moved AS l WHERE e.helios_run = ANY ($1) AND e.helios_step = $2 AND %2$s
-    $sql$, entries, _same(t.keys, t.equals, 'e', 'l'), _each(t.keys, 'l.%s'), t.log);
+    $sql$, entries, same_el, _each(t.keys, 'l.%s'), t.log);
     PERFORM _make_step('_stood_reverted_' || t.rel, stood || ' WHERE ' || moved);
     PERFORM _make_step('_stood_' || t.rel, stood || format(
         ' JOIN %s AS p ON %s WHERE p.helios_act IN (''I'', ''U'', ''X'') AND l.helios_step = p.helios_image AND ',
