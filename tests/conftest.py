@@ -13,6 +13,7 @@ import kit
 import pytest
 from extensions import Extension, convert, filled
 from installation import COPIED, Run, made, upgrade, use
+from mirroring import Scene, scene_of
 from own_servers import end, postgres
 from server_user import until, working_in
 from sqlalchemy import URL, Connection, Engine, create_engine, text
@@ -216,6 +217,21 @@ def seeded_database(cluster: URL) -> Iterator[URL]:
             environment.mark(connection, "helios_trading", "test")
         kit.seed_rows(url)
         yield url
+
+
+@pytest.fixture(scope="module")
+def mirrored(cluster: URL) -> Iterator[Scene]:
+    """Tables with a relay, for all tests of a file, of which each begins with them empty."""
+    with scene_of(cluster) as scene:
+        yield scene
+
+
+@pytest.fixture
+def scene(mirrored: Scene, valkey: URL) -> Iterator[Scene]:
+    """Tables with one instrument and one account, mirrored; afterwards both sides must be alike."""
+    mirrored.begin(valkey)
+    yield mirrored
+    mirrored.end()
 
 
 @pytest.fixture

@@ -5,32 +5,23 @@ import re
 import signal
 import socket
 import urllib.request
-from collections.abc import Iterator
 
 import pytest
 from installation import ROOT, finish, start, variables
-from mirroring import SCHEMA, Scene, scene_of
+from mirroring import SCHEMA, Scene
 from server_user import until
 from sqlalchemy import URL
 
 from helios import mirrors
 
 
-@pytest.fixture(scope="module")
-def place(cluster: URL) -> Iterator[Scene]:
-    with scene_of(cluster) as scene:
-        yield scene
-
-
 @pytest.fixture
-def scene(place: Scene, valkey: URL) -> Iterator[Scene]:
+def scene(scene: Scene, valkey: URL) -> Scene:
     """Tables and their mirrors, with a ticker; and the environment of the command."""
-    place.begin(valkey)
-    place.run(f"INSERT INTO {SCHEMA}.tickers (instrument_id, last_price, event_at) VALUES (1, 1, now())")
-    place.step()
-    place.env = variables(place.url, REDIS_URL=valkey.render_as_string(hide_password=False))
-    yield place
-    place.end()
+    scene.run(f"INSERT INTO {SCHEMA}.tickers (instrument_id, last_price, event_at) VALUES (1, 1, now())")
+    scene.step()
+    scene.env = variables(scene.url, REDIS_URL=valkey.render_as_string(hide_password=False))
+    return scene
 
 
 def test_check_compares_and_exits_with_1_on_a_difference(scene):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from mirroring import SCHEMA, Scene, scene_of
+from mirroring import SCHEMA, Scene
 from server_user import until
 from sqlalchemy import URL, text
 from sqlalchemy.orm import Session, sessionmaker
@@ -25,34 +25,28 @@ SYMBOLS = [f"S{number}" for number in range(12)]
 FOUR = bucket_names(4)
 
 
-@pytest.fixture(scope="module")
-def place(cluster: URL) -> Iterator[Scene]:
-    with scene_of(cluster) as scene:
-        yield scene
-
-
 @pytest.fixture
-def scene(place: Scene, valkey: URL) -> Iterator[Scene]:
+def scene(mirrored: Scene, valkey: URL) -> Iterator[Scene]:
     """Twelve tickers and an account in four buckets; afterwards all must be alike."""
-    place.run(f"SELECT {SCHEMA}.spread_mirrors('{{0}}')")
-    place.begin(valkey)
-    place.relay.close()
+    mirrored.run(f"SELECT {SCHEMA}.spread_mirrors('{{0}}')")
+    mirrored.begin(valkey)
+    mirrored.relay.close()
     named = ", ".join(f"('binance', 'spot', '{each}')" for each in SYMBOLS)
-    place.run(
+    mirrored.run(
         f"INSERT INTO {SCHEMA}.instruments (exchange, market, symbol) VALUES {named}",
         f"INSERT INTO {SCHEMA}.tickers (instrument_id, last_price, event_at) "
         f"SELECT id, 1, now() FROM {SCHEMA}.instruments WHERE symbol LIKE 'S%'",
     )
-    place.relays = mirrors.Relays(place.engine, place.client)
-    place.relays.spread(4)
-    place.relays.rebuild("for a test")
-    yield place
-    place.relays.close()
-    place.relays.drain()
-    assert () == mirrors.check(place.relays).differences
-    place.relays.close()
-    place.client.flushdb()
-    place.client.close()
+    mirrored.relays = mirrors.Relays(mirrored.engine, mirrored.client)
+    mirrored.relays.spread(4)
+    mirrored.relays.rebuild("for a test")
+    yield mirrored
+    mirrored.relays.close()
+    mirrored.relays.drain()
+    assert () == mirrors.check(mirrored.relays).differences
+    mirrored.relays.close()
+    mirrored.client.flushdb()
+    mirrored.client.close()
 
 
 def mirror_of(scene: Scene) -> mirrors.Mirror:

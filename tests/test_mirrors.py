@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from mirroring import SCHEMA, Scene, scene_of
+from mirroring import SCHEMA, Scene
 from redis import Redis
 from sqlalchemy import URL, Engine, text, update
 from sqlalchemy.dialects.postgresql import insert
@@ -21,20 +21,6 @@ CANDLES = f"""
     INSERT INTO {SCHEMA}.klines (instrument_id, interval, open_time, open, high, low, close, volume)
     SELECT 1, '1m', {NOW} + n * interval '1 minute', 1, 2, 1, 1.50, 7 FROM generate_series(1, 3) AS n
 """
-
-
-@pytest.fixture(scope="module")
-def place(cluster: URL) -> Iterator[Scene]:
-    with scene_of(cluster) as scene:
-        yield scene
-
-
-@pytest.fixture
-def scene(place: Scene, valkey: URL) -> Iterator[Scene]:
-    """Tables with one instrument and one account, mirrored; afterwards both sides must be alike."""
-    place.begin(valkey)
-    yield place
-    place.end()
 
 
 def test_a_ticker_is_mirrored_with_exact_numbers(scene):
@@ -520,7 +506,7 @@ def client_of(url: URL) -> Redis:
     return Redis.from_url(url.render_as_string(hide_password=False))
 
 
-def test_the_relays_own_login_needs_no_more_than_its_role(scene, place: Scene, cluster: URL, valkey: URL):
+def test_the_relays_own_login_needs_no_more_than_its_role(scene, valkey: URL):
     """A member of the role `relay` relays, rebuilds, checks, audits and empties the outbox; it may write no table."""
     login: Engine = scene.login("relay")
     relay = mirrors.Relay(login, client_of(valkey))

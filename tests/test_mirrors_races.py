@@ -9,12 +9,12 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import pytest
-from mirroring import SCHEMA, Scene, scene_of
+from mirroring import SCHEMA, Scene
 from own_servers import client as client_of
 from own_servers import end, valkey
 from redis import Redis
 from server_user import until
-from sqlalchemy import URL, insert, make_url, text
+from sqlalchemy import insert, make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool
@@ -26,20 +26,12 @@ from helios.models.bookkeeping import mirror_points
 from helios.settings import Settings
 
 
-@pytest.fixture(scope="module")
-def place(cluster: URL) -> Iterator[Scene]:
-    with scene_of(cluster) as scene:
-        yield scene
-
-
 @pytest.fixture
-def scene(place: Scene, valkey: URL) -> Iterator[Scene]:
+def scene(scene: Scene) -> Scene:
     """Tables with a ticker of price 1, mirrored; afterwards both sides must be alike."""
-    place.begin(valkey)
-    place.run(price(1, insert=True))
-    place.step()
-    yield place
-    place.end()
+    scene.run(price(1, insert=True))
+    scene.step()
+    return scene
 
 
 def price(value: int, *, insert: bool = False) -> str:

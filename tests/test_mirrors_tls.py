@@ -11,9 +11,8 @@ import psycopg2
 import pytest
 import redis
 from installation import finish, start, variables
-from mirroring import SCHEMA, Scene, scene_of
+from mirroring import SCHEMA, Scene
 from server_user import until
-from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncSession
 from tls_proxy import certificates, speaking_tls
 
@@ -23,12 +22,6 @@ from helios.settings import Settings
 
 PATIENT = timedelta(seconds=30)
 BITCOIN = ("binance", "spot", "BTC:USDT")
-
-
-@pytest.fixture(scope="module")
-def place(cluster: URL) -> Iterator[Scene]:
-    with scene_of(cluster) as scene:
-        yield scene
 
 
 @dataclass
@@ -60,16 +53,14 @@ class Secured:
 
 
 @pytest.fixture
-def secured(place: Scene, valkey: URL, tmp_path: Path) -> Iterator[Secured]:
-    place.begin(valkey)
-    place.run(f"INSERT INTO {SCHEMA}.tickers (instrument_id, last_price, event_at) VALUES (1, 1, clock_timestamp())")
-    place.step()
+def secured(scene: Scene, tmp_path: Path) -> Iterator[Secured]:
+    scene.run(f"INSERT INTO {SCHEMA}.tickers (instrument_id, last_price, event_at) VALUES (1, 1, clock_timestamp())")
+    scene.step()
     of = certificates(tmp_path / "right")
-    behind = Path(str(place.url.query["host"])) / f".s.PGSQL.{place.url.port or 5432}"
-    kwargs = place.client.connection_pool.connection_kwargs
+    behind = Path(str(scene.url.query["host"])) / f".s.PGSQL.{scene.url.port or 5432}"
+    kwargs = scene.client.connection_pool.connection_kwargs
     with speaking_tls(behind, of) as postgres, speaking_tls(Path(kwargs["path"]), of) as redis_port:
-        yield Secured(place, postgres, redis_port, kwargs.get("db", 0), tmp_path)
-    place.end()
+        yield Secured(scene, postgres, redis_port, kwargs.get("db", 0), tmp_path)
 
 
 def set_price(scene: Scene, value: int) -> None:
