@@ -38,14 +38,15 @@ def names(tracker: Tracker) -> list[str]:
 
 def test_an_insert_is_told_with_test_table_and_key(tracker, factory, symbol):
     """What a commit made certain is logged under the test that runs."""
-    with tracker.telling("test_orders.py::test_one") as told:
-        with factory.begin() as session:
-            row = instrument(symbol)
-            session.add(row)
-        key = (row.id,)
-    assert [("test_orders.py::test_one", "instruments", key)] == [(e.test, e.table, e.key) for e in told]
-    assert told == tracker.of("test_orders.py::test_one")
-    assert f"instruments {row.id}" == str(told[0])
+    tracker.test = "test_orders.py::test_one"
+    with factory.begin() as session:
+        row = instrument(symbol)
+        session.add(row)
+    tracker.test = "test_orders.py::test_two"
+    [told] = tracker.of("test_orders.py::test_one")
+    assert ("test_orders.py::test_one", "instruments", (row.id,)) == (told.test, told.table, told.key)
+    assert f"instruments {row.id}" == str(told)
+    assert [] == tracker.of("test_orders.py::test_two")
 
 
 def test_a_cascade_and_a_merge_are_told_too(tracker, factory, symbol):

@@ -3,8 +3,7 @@
 It guarantees nothing: bulk statements and raw SQL pass by sessions. The undo log sees all; this tells it.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,17 +82,6 @@ class Tracker:
             for name, listener in self._listeners():
                 event.remove(target, name, listener)
         self._targets.clear()
-
-    @contextmanager
-    def telling(self, test: str) -> Iterator[list[Inserted]]:
-        """Count what is inserted inside for this test; gives the list, which fills as transactions commit."""
-        before, self.test, first = self.test, test, len(self.inserted)
-        told: list[Inserted] = []
-        try:
-            yield told
-        finally:
-            told += self.inserted[first:]
-            self.test = before
 
     def of(self, test: str) -> list[Inserted]:
         """List what one test inserted and committed."""
