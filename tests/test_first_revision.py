@@ -1,9 +1,7 @@
 """The revisions: they make what the models say, whole and in any schema, and take all of it away again."""
 
-import ast
 import io
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,20 +189,3 @@ def execute(connection: Connection, script: str) -> None:
     """Send a script as psql would: nothing in it stands for a parameter."""
     with connection.connection.cursor() as cursor:
         cursor.execute(script)
-
-
-@pytest.mark.parametrize("file", [Path(each.path) for each in REVISIONS], ids=lambda file: file.name)
-def test_a_revision_stands_on_alembic_and_sqlalchemy_alone(file: Any) -> None:
-    """It must still run when the models have moved on; and it names no schema."""
-    source = file.read_text()
-    imported = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            imported |= {each.name.partition(".")[0] for each in node.names}
-        if isinstance(node, ast.ImportFrom):
-            imported.add(str(node.module).partition(".")[0])
-        assert not (isinstance(node, ast.keyword) and node.arg in ("schema", "referent_schema", "source_schema"))
-    assert "alembic" in imported
-    assert set() == imported - {"alembic", "sqlalchemy", "collections"}
-    assert SCHEMA not in source
-    assert "public." not in source

@@ -49,7 +49,9 @@ def test_a_revision_names_no_schema(revision):
     """The same revision runs in any schema: it passes none, and its SQL names none but the catalog."""
     source = Path(revision.path).read_text()
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    assert [] == [each for call in calls for each in call.keywords if each.arg in ("schema", "source_schema")]
+    assert [] == [
+        each for call in calls for each in call.keywords if each.arg in ("schema", "referent_schema", "source_schema")
+    ]
     assert "helios_trading" not in source
     assert "public." not in source
 

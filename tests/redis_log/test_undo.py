@@ -75,6 +75,23 @@ def test_what_a_neighbour_wrote_in_between_comes_back(free_run, recorded, plain)
     assert 0 == redis_log.close(plain, free_run)
 
 
+@pytest.mark.parametrize("size", [1, LONG])
+@pytest.mark.parametrize("deletes", [False, True])
+def test_a_neighbour_between_two_tests(deletes, size, free_run, recorded, plain):
+    """What a test found and put back is the neighbour's: the undo of the whole run does not go behind it."""
+    recorded.set("string", "run" * size)
+    theirs = None if deletes else b"neighbour" * size
+    plain.delete("string") if deletes else plain.set("string", theirs)
+    mark = redis_log.mark(plain, free_run)
+    for value in ("run again", "and again"):
+        recorded.set("string", value * size)
+        redis_log.undo(plain, free_run, mark)
+        assert theirs == plain.get("string")
+    redis_log.undo(plain, free_run)
+    assert theirs == plain.get("string")
+    assert 0 == redis_log.close(plain, free_run)
+
+
 def test_reading_is_no_change(run, recorded, plain):
     """A neighbour who counts a HyperLogLog, or reads, changes nothing that matters."""
     recorded.pfadd("counter", "x")
