@@ -496,17 +496,28 @@ def waits_for_a_lock(scene, pid: int) -> bool:
         return bool(connection.exec_driver_sql(f"SELECT cardinality(pg_blocking_pids({pid})) > 0").scalar_one())
 
 
-def test_an_announced_commit_wakes_the_relay_that_listens(scene):
-    """By NOTIFY after the commit, not in it."""
+def test_an_announced_commit_wakes_the_relay_that_listens(scene, monkeypatch):
+    """By NOTIFY after the commit, not in it; a commit that nobody announces is found when the relay looks by itself."""
     factory = sessionmaker(scene.engine)
     service = Service(mirrors.Relay(scene.engine, scene.client), listen=True)
+    step, told = service.relay.step, []
+
+    def noting(**how: bool) -> bool:
+        told.append(how["told"])
+        return step(**how)
+
+    monkeypatch.setattr(service.relay, "step", noting)
     follower = mirrors.announce(factory, settings_of(scene, scene.client))
     thread = threading.Thread(target=service.run)
     thread.start()
     try:
         until(lambda: service.relay.proved)
+        scene.run(price(3))
+        until(lambda: "3" == scene.ticker()["last_price"])
+        assert not any(told)
         with factory.begin() as session:
             session.execute(text(price(2)))
+        until(lambda: any(told))
         until(lambda: "2" == scene.ticker()["last_price"])
     finally:
         service.stop.set()
