@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -123,7 +124,9 @@ def test_the_lookout_names_the_buckets_of_what_changes(scene, listen):
     ):
         timer = threading.Timer(0.1, scene.run, [statement, CALL.split("; ")[2]])
         timer.start()
-        assert {bucket_of(name, 4)} == lookout.look(20)
+        began = time.monotonic()
+        assert {bucket_of(name, 4)} == lookout.look(30)
+        assert time.monotonic() - began < 20, "it was not woken"
         timer.join()
     scene.run(f"UPDATE {SCHEMA}.instruments SET symbol = 'S99' WHERE symbol = 'S9'")
     assert set(FOUR) == lookout.look()
