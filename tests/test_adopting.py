@@ -550,3 +550,13 @@ def test_the_command_needs_the_tables(database, helios: Run, monkeypatch):
     status, said, talk = helios("adopt")
     assert (1, "") == (status, said)
     assert "run `helios upgrade` first" in talk.replace("\n", " ")
+
+
+def test_the_command_adopts_from_another_schema_into_another_account(installed, helios: Run, tmp_path):
+    """As --from and --account name them."""
+    run_sql(installed, "ALTER SCHEMA public RENAME TO older", "CREATE SCHEMA public")
+    arguments = ("--from", "older", "--account", "desk", "--mode", "paper", "--rejects", str(tmp_path))
+    status, _, talk = helios("adopt", *arguments, "--apply")
+    assert 0 == status, talk
+    orders = f"SELECT a.name, count(*) FROM {SCHEMA}.orders JOIN {SCHEMA}.accounts AS a ON a.id = account_id GROUP BY 1"
+    assert [("desk", 3)] == rows(installed, orders)

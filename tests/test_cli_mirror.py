@@ -64,11 +64,12 @@ def test_rows_that_were_lost_are_put_back_as_it_says(command, tables, scene):
     assert "0 differences" in finish(start("helios.cli", "mirror", "check", env=scene.env))[1]
 
 
-def test_a_relay_runs_serves_metrics_and_stops_on_sigterm(scene):
+@pytest.mark.parametrize("listen", [[], ["--listen"]], ids=["looks", "listens"])
+def test_a_relay_runs_serves_metrics_and_stops_on_sigterm(scene, listen):
     """It ends cleanly, with exit status 0 and without a word."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    process = start("helios.cli", "mirror", "run", "--metrics-port", str(port), env=scene.env)
+    process = start("helios.cli", "mirror", "run", "--metrics-port", str(port), *listen, env=scene.env)
     scene.run(f"UPDATE {SCHEMA}.tickers SET last_price = 2")
     until(lambda: "2" == scene.ticker()["last_price"])
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:

@@ -63,6 +63,19 @@ def test_a_run_that_was_swept_is_in_no_log_any_more(env, kept_database, valkey):
         assert [] == there.keys("helios:undo:*")
 
 
+def test_the_tables_may_be_named(env, kept_database):
+    """Of a metadata that the command is told, both commands find what is left; one that is none is refused."""
+    die(env)
+    named = ("--metadata", "helios.models:metadata", "--json")
+    found = json.loads(helios("sweep", *named, env=env)[0])
+    assert ("instruments", "deleted", 1) in [(each["table"], each["done"], each["count"]) for each in found]
+    listed = json.loads(helios("orphans", *named, env=env, expected=1)[0])
+    assert {"instruments", "orders", "trading_sessions"} <= {each["place"] for each in listed}
+    for command in ("sweep", "orphans"):
+        _, talk = helios(command, "--metadata", "nowhere", env=env, expected=2)
+        assert "write package.module:attribute" in talk
+
+
 def test_a_run_that_lives_is_not_swept(env, kept_database):
     """Its lease is held, so a sweep beside it leaves it alone, and it undoes what it wrote by itself."""
     program = DIES.replace("os._exit(9)", "print('written', flush=True); input()")

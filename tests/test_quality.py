@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from installation import use
-from sqlalchemy import URL, Connection, Engine, event, insert, select, text, update
+from sqlalchemy import URL, Connection, Engine, delete, event, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from helios import backfill, quality
@@ -653,6 +653,20 @@ def test_the_command_scores_names_and_records(helios, installed, writer, owner, 
     )
     with owner.connect() as connection:
         assert [Decimal(found["score"])] == connection.scalars(statement).all()
+
+
+def test_the_command_looks_as_many_days_back_as_it_is_told(helios, installed, writer, owner, symbol, tmp_path):
+    """A candle that is missing on the first of five days counts in five days, and not in two."""
+    made = make_klines.make_file(tmp_path, symbol, "1h", start=JANUARY, rows=5 * 24)
+    backfill.load(writer, backfill.recognise(made.path))
+    with owner.begin() as connection:
+        number = connection.scalar(select(Instrument.id).filter_by(symbol=symbol))
+        connection.execute(delete(Kline).filter_by(instrument_id=number, open_time=JANUARY + timedelta(hours=7)))
+    reasons = []
+    for days in ("5", "2"):
+        _, said, _ = helios("quality", symbol, "1h", "--until", "2025-01-06T00:00:00", "--days", days, "--json")
+        reasons.append([each.partition(" missing")[0] for each in json.loads(said)[0]["reasons"]])
+    assert [["1 candle"], []] == reasons
 
 
 def test_what_is_not_there_is_said(helios, installed):
