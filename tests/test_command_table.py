@@ -1,5 +1,6 @@
 """The README's table of commands: written from what `--help` says, and current."""
 
+import re
 import subprocess
 import sys
 
@@ -40,6 +41,16 @@ def test_options_are_named():
 def test_a_group_that_does_nothing_has_no_row():
     """`helios klines` alone is no command."""
     assert "| `helios klines` |" not in command_table.table()
+
+
+@pytest.mark.parametrize("row", command_table.table().splitlines()[2:], ids=lambda row: row.split("`")[1])
+def test_a_test_types_it(row):
+    """Each command, and each of its options, stands in a test as it is typed."""
+    written = "\n".join(each.read_text() for each in (ROOT / "tests").rglob("test_*.py"))
+    called, options = (re.findall(r"`(.*?)`", row.split(" | ")[cell]) for cell in (0, -1))
+    words = [each for each in called[0].split()[1:] if each.islower()]
+    assert re.search(r"[\"' ]" + r"[\"', ]+".join(words) + r"\b", written)
+    assert [] == [each for each in options if not re.search(rf"{each}[\"'= ]", written)]
 
 
 def test_it_is_written_in_the_place_of_the_old_one(tmp_path, monkeypatch):
