@@ -128,10 +128,12 @@ def rebuild(at: Place, client: Redis, relay: mirrors.Relay, _options: argparse.N
     reader.start()
     time.sleep(0.3)
     began = time.perf_counter()
-    relay.rebuild("asked for")
-    took = time.perf_counter() - began
-    ended.set()
-    reader.join()
+    try:
+        relay.rebuild("asked for")
+    finally:
+        took = time.perf_counter() - began
+        ended.set()
+        reader.join()
     what = f"rebuild of {TICKERS:,} tickers, {SERIES:,} series, {ORDERS:,} orders"
     longest = max(wait for wait, _ in waits) * 1000
     by_tables = sum(not mirrored for _, mirrored in waits)

@@ -34,9 +34,9 @@ PIPELINE = 100
 Job = Callable[[Redis, str, int], None]
 
 
-def write_one(client: Redis, name: str, _round: int) -> None:
+def write_one(client: Redis, name: str, number: int) -> None:
     """Write a key that the run knows already."""
-    client.set(f"{PREFIX}{name}:{_round % 50}", VALUE)
+    client.set(f"{PREFIX}{name}:{number % 50}", VALUE)
 
 
 def write_new(client: Redis, name: str, number: int) -> None:
