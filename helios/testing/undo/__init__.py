@@ -10,6 +10,7 @@ from helios.testing.undo.digest import digest, objects
 from helios.testing.undo.following import bookkeeping, install, remove
 from helios.testing.undo.forgetting import forget
 from helios.testing.undo.runs import Change, begin, close, dead, mark, registered, transactions, undo, unfinished
+from helios.testing.undo.tracking import unwatched
 
 __all__ = [
     "Change",
@@ -27,4 +28,5 @@ __all__ = [
     "transactions",
     "undo",
     "unfinished",
+    "unwatched",
 ]

@@ -88,7 +88,7 @@ CREATE OR REPLACE FUNCTION _describe(table_oid oid) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
     INSERT INTO _tables (rel, name, log, plan, columns, keys, equals, fixed, attributes, shape, signs,
-                         referenced, plain)
+                         referenced, watched, plain)
     SELECT c.oid, _table_name(c.oid),
            coalesce(old.log, _name_for(c.oid, '')), coalesce(old.plan, _name_for(c.oid, ' plan')),
            (SELECT array_agg(name ORDER BY number) FROM _columns_of(c.oid)),
@@ -96,7 +96,7 @@ BEGIN
            (SELECT coalesce(array_agg(name), '{}') FROM _columns_of(c.oid) WHERE identity = 'a'),
            _attributes_of(c.oid), _shape_of(c.oid), _signs_of(c.oid),
            EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = c.oid),
-           false
+           pg_has_role(c.relowner, 'USAGE'), false
     FROM pg_class AS c LEFT JOIN _tables AS old ON old.rel = c.oid
     CROSS JOIN LATERAL (
         SELECT array_agg(attname::text ORDER BY place) AS names, array_agg(equal ORDER BY place) AS equals
@@ -105,9 +105,9 @@ BEGIN
         WHERE indrelid = c.oid AND indisprimary
     ) AS k
     WHERE c.oid = table_oid
-    ON CONFLICT (rel) DO UPDATE SET (name, columns, keys, equals, fixed, attributes, shape, signs, referenced) = (
+    ON CONFLICT (rel) DO UPDATE SET (name, columns, keys, equals, fixed, attributes, shape, signs, referenced, watched) = (
         excluded.name, excluded.columns, excluded.keys, excluded.equals, excluded.fixed, excluded.attributes,
-        excluded.shape, excluded.signs, excluded.referenced);
+        excluded.shape, excluded.signs, excluded.referenced, excluded.watched);
 END
 $$;
 
@@ -301,6 +301,8 @@ DECLARE
         AND tgtype & 3 = 3       -- BEFORE, FOR EACH ROW
         AND tgtype & 20 <> 0);   -- INSERT or UPDATE
 BEGIN
-    PERFORM _set_triggers(root, part, stamped) FROM unnest(parts) AS part ORDER BY part <> root;
+    IF (SELECT watched FROM _tables WHERE rel = root) THEN
+        PERFORM _set_triggers(root, part, stamped) FROM unnest(parts) AS part ORDER BY part <> root;
+    END IF;
 END
 $$;

@@ -23,8 +23,9 @@ from helios.testing.undo.place import (
     run,
     transaction,
 )
+from helios.testing.undo.tracking import refuse_untrackable
 
-PARTS = ("registry.sql", "follow.sql", "steps.sql", "undo.sql")
+PARTS = ("registry.sql", "follow.sql", "steps.sql", "tracking.sql", "undo.sql")
 FORGOTTEN = ("alembic_version",)  # written by migrations, which no test run undoes
 PATIENCE = 10.0  # seconds for the locks that triggers need
 
@@ -51,7 +52,10 @@ OWNER = text("""
                 ELSE pg_has_role(role, 'MEMBER') END AS acts,
            has_database_privilege(current_database(), 'CREATE') AS creates,
            has_database_privilege(role, current_database(), 'CREATE') AS owner_creates,
-           current_database()::text AS database
+           current_database()::text AS database,
+           EXISTS (SELECT FROM pg_namespace WHERE nspname = :log) AS exists,
+           EXISTS (SELECT FROM pg_namespace JOIN pg_roles ON pg_roles.oid = nspowner
+                   WHERE nspname = :log AND rolname = current_user) AS keeps
     FROM pg_namespace
     CROSS JOIN LATERAL (
         -- `public` belongs to a role that stands for the database's owner, and that nobody can become
@@ -60,16 +64,19 @@ OWNER = text("""
     ) AS acting
     WHERE nspname = :schema
 """)
-OWNS = text("SELECT pg_has_role(CAST(:role AS name), CAST(:owner AS name), 'USAGE')")
 USABLE = text("SELECT has_schema_privilege(to_regnamespace(quote_ident(:log))::oid, 'USAGE')")
 DONE = """
     SELECT tables.rel FROM {log}._tables AS tables
     WHERE tables.rel = ANY (%(wanted)s) AND tables.shape = {log}._shape_of(tables.rel)
-      AND NOT EXISTS (
+      AND tables.watched = (
+        SELECT pg_has_role(nspowner, relowner, 'USAGE') FROM pg_class, pg_namespace
+        WHERE pg_class.oid = tables.rel AND pg_namespace.oid = (
+            SELECT relnamespace FROM pg_class WHERE oid = '{log}._tables'::regclass))
+      AND NOT (tables.watched AND EXISTS (
         SELECT FROM (SELECT tables.rel AS oid UNION SELECT relid FROM pg_partition_tree(tables.rel::regclass)) AS part
         WHERE (SELECT count(*) FROM pg_trigger WHERE tgrelid = part.oid AND tgenabled = 'A' AND tgname = ANY (
                    ARRAY['!helios_guard', '~helios_1_rows', '~helios_2_hold', '~helios_inserted',
-                         '~helios_truncated'])) < 5)
+                         '~helios_truncated'])) < 5))
 """
 
 
@@ -82,14 +89,15 @@ def install(connection: Connection, schema: str, tables: Iterable[Table]) -> Non
     """Follow these tables from now on; what is followed already as it looks now is left alone.
 
     Args:
-        connection: in autocommit, of a role that is, or may become, the schema's owner.
+        connection: in autocommit, of a role that is, or may become, the schema's owner; of tables that it does not
+            own, the tracker has to write the log.
         schema: names the log, `<schema>_undo`, and its owner.
         tables: of any metadata and of several schemas; bookkeeping is left out, partitions come with their table.
 
     Raises:
         EnvironmentRefusedError: one of the schemas is production, or not marked.
         SchemaError: a table is not there, or cannot be followed; or the database has Citus.
-        RightsError: the role may not install triggers, or not make the log's schema.
+        RightsError: the role may neither install triggers nor write what the tracker would, or not make the log's schema.
 
     """
     default = connection.dialect.default_schema_name or "public"
@@ -188,34 +196,35 @@ def follow(connection: Connection, schema: str, log: str, found: Sequence[Row[An
 def become_owner(connection: Connection, schema: str, log: str, found: Sequence[Row[Any]]) -> None:
     """Take the role that owns the schema for this transaction, and see that it owns the log's schema too.
 
+    A login that may not, but may make the log's schema, owns the log itself: the tracker writes it then.
+
     Raises:
         RightsError: this login may not; the message says what helps.
 
     """
-    facts = connection.execute(OWNER, {"schema": schema}).one()
+    facts = connection.execute(OWNER, {"schema": schema, "log": log}).one()
     quoted_log, quoted_owner = quoted(connection, log), quoted(connection, facts.owner)
-    if not facts.acts:
+    grant = f"GRANT CREATE ON DATABASE {quoted(connection, facts.database)} TO {quoted(connection, facts.login)}"
+    if not facts.acts and not (facts.keeps or (not facts.exists and facts.creates)):
         raise RightsError(
             f"role {facts.login!r} may not install the undo log of schema {schema!r}: "
             f"use a login that is a member of its owner {facts.owner!r}, in DATABASE_MIGRATION_URL"
+            + ("" if facts.exists else f", or, for the tracker to write it, as the database's owner run: {grant};")
         )
-    exists = connection.scalar(text("SELECT to_regnamespace(quote_ident(:log)) IS NOT NULL"), {"log": log})
-    if not exists and not (facts.creates or facts.owner_creates):
+    if facts.acts and not facts.exists and not (facts.creates or facts.owner_creates):
         raise RightsError(
             f"role {facts.login!r} may not create schema {log!r} in database {facts.database!r}; as the database's "
             f"owner run: CREATE SCHEMA {quoted_log} AUTHORIZATION {quoted_owner};"
         )
-    if not exists and facts.creates:
+    if not facts.acts:
+        quoted_owner = quoted(connection, facts.login)
+    if not facts.exists and facts.creates:
         run(connection, f"CREATE SCHEMA {quoted_log} AUTHORIZATION {quoted_owner}")
     run(connection, f"SET LOCAL ROLE {quoted_owner}")
-    if not exists and not facts.creates:
+    if not facts.exists and not facts.creates:
         run(connection, f"CREATE SCHEMA {quoted_log}")
     for row in found:
-        if not connection.scalar(OWNS, {"role": facts.owner, "owner": row.owner}):
-            raise RightsError(
-                f"role {facts.owner!r} may not install triggers on {row.schema}.{row.name}, which {row.owner!r} owns; "
-                f"run: GRANT {quoted(connection, row.owner)} TO {quoted_owner};"
-            )
+        refuse_untrackable(connection, row)
 
 
 def make_functions(connection: Connection, log: str) -> None:

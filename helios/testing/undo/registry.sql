@@ -36,7 +36,8 @@ CREATE TABLE _tables (
     shape text NOT NULL,           -- a digest of what the functions were made from
     signs text NOT NULL,           -- what tells quickly that the shape is still the same; when it differs, it may be
     referenced boolean NOT NULL,   -- a foreign key points here
-    plain boolean NOT NULL,        -- every foreign key that would cascade from here leads to a table of the log
+    watched boolean NOT NULL,      -- by triggers; else the tracker writes the log
+    plain boolean NOT NULL,        -- watched, and every foreign key that would cascade from here leads to such a table
     rank integer                   -- tables that refer to others have a lower one; NULL in a circle
 );
 

@@ -437,9 +437,9 @@ $$;
 CREATE OR REPLACE FUNCTION _finish() RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    UPDATE _tables SET shape = _shape_of(rel), signs = _signs_of(rel), plain = NOT EXISTS (
+    UPDATE _tables SET shape = _shape_of(rel), signs = _signs_of(rel), plain = watched AND NOT EXISTS (
         SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = _tables.rel AND conparentid = 0
-        AND confdeltype IN ('c', 'n', 'd') AND conrelid NOT IN (SELECT rel FROM _tables));
+        AND confdeltype IN ('c', 'n', 'd') AND conrelid NOT IN (SELECT rel FROM _tables WHERE watched));
     PERFORM _rank_tables();
     EXECUTE format($create$
         CREATE OR REPLACE FUNCTION _touched(runs bigint[], since bigint)
@@ -457,6 +457,7 @@ BEGIN RETURN QUERY %s; END', coalesce((
         $sql$, rel, log), ' UNION ALL ' ORDER BY rel) FROM _tables),
         'SELECT 0::oid, ''I''::"char", 0::bigint, NULL::xid[] WHERE false')));
     EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA %I FROM PUBLIC', current_schema());
+    PERFORM _let_trackers_in();
 END
 $$;
 

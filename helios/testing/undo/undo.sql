@@ -237,13 +237,18 @@ RETURNS _change[] LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     changes _change[];
     acts jsonb;
+    before bigint[];
 BEGIN
     PERFORM set_config('helios.undoing', 'long', true);
     PERFORM _make_plans(runs, since, own, many, touched);
     PERFORM _settle(runs, since, own, many, touched);
     SELECT jsonb_object_agg(rel, _acts(plan)) INTO acts FROM _tables WHERE rel = ANY (touched);
+    before := _sums();
     changes := _act(touched, own, acts) || _kept(touched);
     SET CONSTRAINTS ALL IMMEDIATE;
+    IF before IS NOT NULL THEN
+        PERFORM _refuse_more(before, touched, acts);
+    END IF;
     PERFORM _compare(runs, since, own, many, touched, acts);
     PERFORM _forget(runs, since, own, many, touched, acts);
     RETURN changes;
