@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from helios import db, label
 from helios.errors import HeliosError, PoolerError
 from helios.settings import masked
-from helios.testing import undo
+from helios.testing import story, undo
 from helios.testing.catalog import Catalog
 from helios.testing.halves import Mark, joined
 from helios.testing.mirrored import mirror_keys
@@ -24,12 +25,14 @@ from helios.testing.subject import Subject, subject_of, variables
 from helios.testing.sweeping import Repair, repair, starting, sweep
 from helios.testing.tracker import Inserted, Tracker
 from helios.testing.undo import Change
+from helios.testing.undo.place import log_of
 
 if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 
+log = logging.getLogger("helios.testing")
 WHOLE = "the run"
 LABEL = text("SELECT current_setting(:setting, true)")
 
@@ -64,6 +67,7 @@ class Run:
         self.scopes: list[Scope] = []
         self.failures: list[str] = []
         self.servers: list[str] = []
+        self.untriggered: list[str] = []  # tables whose log the tracker has to write
         self.scope: Scope | None = None
         self.kept = False
         self.tracker = Tracker(mirror_keys) if subject.helios else Tracker()
@@ -103,6 +107,9 @@ class Run:
         self.engine: Engine = db.create_engine(self.subject.settings)
         self._open.callback(self.engine.dispose)
         refuse_unlabelled(self.engine, self.id)
+        if tables := undo.unwatched(self.connection):
+            self.untriggered = [name for _, name in tables]
+            self.tracker.write_log(log_of(self.subject.schema), self.id, tables)
         self.sessions = sessionmaker(self.engine, expire_on_commit=False)
         self.tracker.follow(self.sessions)
         self._open.callback(self.tracker.close)
@@ -239,11 +246,15 @@ def tracked(metadata: str = "", migrate: str = "", *, name: str = "tracked()") -
 
     """
     run = Run.begin(subject_of(metadata, migrate))
+    if run.untriggered:
+        log.warning(story.untriggered(run.untriggered))
     try:
         run.enter(name)
         yield run
     finally:
         run.tracker.test = ""
         run.end()
+        for each in run.tracker.unseen:
+            log.warning("%s %s", each.test, each)
     if run.failures:
         raise HeliosError("; ".join(run.failures))

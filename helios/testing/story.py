@@ -19,14 +19,26 @@ def tell(run: Run, *, kept: Iterable[str] = (), verbose: bool = False) -> tuple[
     """Write the summary of a run, a line each, and tell whether something could not be undone."""
     said = [f"{run.subject}, {', '.join(run.servers)}"]
     said += [repaired(each) for each in run.repaired]
+    if run.untriggered:
+        said.append(untriggered(run.untriggered))
     said.append(written([change for scope in run.scopes for change in scope.changes]))
     said += [f"undone of runs that ended meanwhile: {counts(each.changes)}" for each in run.finished]
     if verbose:
         said += [f"{scope.test} inserted {inserted(scope.inserted)}" for scope in run.scopes if scope.inserted]
     said += [f"{scope.test} left {what}" for scope in run.scopes for what in scope.left]
     said += [f"while {scope.test} was at work, {what}" for scope in run.scopes for what in scope.others]
+    said += [f"{each.test or 'the run'} {each}" for each in run.tracker.unseen]
     said += [f"{test} failed: what it wrote is kept until the next run, or `helios sweep`" for test in kept]
     return said + run.failures, bool(run.failures)
+
+
+def untriggered(tables: list[str]) -> str:
+    """Tell which tables the tracker alone follows, and what it does not see."""
+    named = ", ".join(tables[:SHOWN]) + (f" and {len(tables) - SHOWN} more" if len(tables) > SHOWN else "")
+    return (
+        f"followed by the tracker alone, as this role may not install triggers: {named}; what text SQL, a driver's "
+        "cursor, COPY, TRUNCATE, triggers and cascades of the database, or other processes write there is not undone"
+    )
 
 
 def repaired(repair: Repair) -> str:

@@ -1,9 +1,10 @@
 """The readable story of a test: which instances its sessions inserted, with their keys, as far as committed.
 
-It guarantees nothing: bulk statements and raw SQL pass by sessions. The undo log sees all; this tells it.
+It guarantees nothing: bulk statements and raw SQL pass by sessions. The undo log sees all; this tells it. Only where
+triggers may not be installed, the tracker writes that log as well.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from sqlalchemy import event, inspect
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
 
 from helios.errors import InputError
+from helios.testing.images import Images
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker
@@ -37,6 +39,20 @@ class Inserted:
         return f"{self.table} {', '.join(map(str, self.key))}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unseen:
+    """Rows that were written past the tracker, where it alone follows their table: they stay."""
+
+    test: str
+    table: str
+    rows: int
+
+    def __str__(self) -> str:
+        """Write it as the end of a sentence that begins with the test."""
+        how = "by text SQL, a cursor, a trigger or a cascade"
+        return f"wrote {self.rows} rows of {self.table} that the tracker did not see ({how}): they stay"
+
+
 @dataclass
 class Pending:
     """An inserted instance, and the transaction or savepoint on which its fate hangs."""
@@ -60,7 +76,9 @@ class Tracker:
         self.test = ""
         self.mirrors = mirrors
         self.inserted: list[Inserted] = []
+        self.unseen: list[Unseen] = []
         self._targets: list[Any] = []
+        self._images: Images | None = None
 
     def follow(self, sessions: Followed) -> None:
         """Log what the sessions of this factory insert: a sessionmaker, scoped_session, or one for asyncio.
@@ -76,8 +94,17 @@ class Tracker:
             event.listen(target, name, listener)
         self._targets.append(target)
 
+    def write_log(self, log: str, run: int, tables: Mapping[tuple[str, str], int]) -> None:
+        """Write the images of these tables, which no trigger watches, to the log of a run from here on."""
+        tell = lambda table, rows: self.unseen.append(Unseen(test=self.test, table=table, rows=rows))  # noqa: E731
+        self._images = Images(log, run, tables, tell)
+        self._images.listen()
+
     def close(self) -> None:
         """Follow nobody any more."""
+        if self._images is not None:
+            self._images.close()
+            self._images = None
         for target in self._targets:
             for name, listener in self._listeners():
                 event.remove(target, name, listener)

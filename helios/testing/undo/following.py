@@ -97,7 +97,7 @@ def install(connection: Connection, schema: str, tables: Iterable[Table]) -> Non
     Raises:
         EnvironmentRefusedError: one of the schemas is production, or not marked.
         SchemaError: a table is not there, or cannot be followed; or the database has Citus.
-        RightsError: the role may neither install triggers nor write what the tracker would, or not make the log's schema.
+        RightsError: the role may not make the log's schema, or neither install triggers nor do without.
 
     """
     default = connection.dialect.default_schema_name or "public"
