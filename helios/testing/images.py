@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Delete, Engine, Insert, Table, Update, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql.expression import SavepointClause
 
 from helios import label
 from helios.errors import HeliosError
@@ -70,7 +72,6 @@ class Images:
             ("begin_twophase", self._begun),
             ("before_execute", self._before),
             ("after_execute", self._after),
-            ("savepoint", self._savepoint),
             ("rollback_savepoint", self._rolled_back),
             ("commit", self._committing),
             ("prepare_twophase", self._committing),
@@ -93,6 +94,8 @@ class Images:
         return known[self.run]
 
     def _before(self, connection: Connection, statement: Any, many: Any, one: Any, options: Any) -> None:  # noqa: ANN401 - SQLAlchemy's
+        if isinstance(statement, SavepointClause):
+            self._savepoint(connection, statement.ident)
         table = self._target(connection, statement, options)
         if table is None or not self._labelled(connection):
             return
@@ -137,23 +140,25 @@ class Images:
         new, updated, deleted = (now - was for now, was in zip(counters, before.counters, strict=True))
         state.seen[before.table] += new + updated + deleted
         if isinstance(statement, Insert):
-            entered = self._enter(connection, before, statement, options, result)
+            # a row that was updated, and not kept before, must never be taken for one that was inserted
+            wrong = updated > touched and not isinstance(statement._post_values_clause, AsIs)  # noqa: SLF001 - no other way
+            entered = self._enter(connection, before, statement, options, result) if updated == touched else 0
             if entered < new and updated == touched:
                 entered += self._scan(connection, before)
             surplus = new + updated + deleted - entered - touched
-            wrong = updated > touched and not isinstance(statement._post_values_clause, AsIs)  # noqa: SLF001 - no other way
         else:
+            wrong = not result.context.executemany and result.rowcount > touched
             # a row that goes to another partition counts as one inserted and one deleted
             surplus = new + updated + (deleted if isinstance(statement, Delete) else 0) - touched
-            wrong = not result.context.executemany and result.rowcount > touched
-            if moved and not surplus and not wrong:
-                wrong = self._call(connection, "part_keys(%s::oid, %s, %s, %s)", *place) != [(touched,)]
+            if moved and not surplus:
+                self._call(connection, "part_keys(%s::oid, %s, %s, %s)", *place)
         if surplus > 0:
             state.unseen[before.table] += surplus
         if wrong:
             raise HeliosError(
-                f"rows of {statement.table.fullname} were written that nobody could keep before, because somebody else "
-                "wrote to the table meanwhile, or a trigger did: roll this transaction back, and try again"
+                f"rows of {statement.table.fullname} were written that could not be kept as they were before, because "
+                "somebody else wrote to the table at the same moment, or a trigger did: roll this transaction back, "
+                "and try again"
             )
 
     def _enter(self, connection: Connection, before: Moment, statement: Insert, options: Any, result: Any) -> int:  # noqa: ANN401 - SQLAlchemy's
@@ -162,7 +167,10 @@ class Images:
         entered = 0
         for criterion in inserted(statement.table, result.context.inserted_primary_key_rows):
             found = kept(statement.table, criterion, call, lock=False)
-            entered += connection.execute(found, execution_options=translated(options)).scalar_one()
+            entered += connection.execute(
+                found,
+                execution_options=translated(options) | {"compiled_cache": None},  # no two calls are alike
+            ).scalar_one()
         return entered
 
     def _scan(self, connection: Connection, before: Moment) -> int:
@@ -222,11 +230,19 @@ class Images:
 
 
 def ask(connection: Connection, question: str, *values: object) -> list[tuple[Any, ...]]:
-    """Ask on the driver's own connection, so that nobody who listens to SQLAlchemy sees it, nor a session begins."""
+    """Ask on the driver's own connection, so that nobody who listens to SQLAlchemy sees it, nor a transaction begins.
+
+    Raises:
+        DBAPIError: as if the statement at hand had failed.
+
+    """
+    driver_error = connection.dialect.loaded_dbapi.Error
     cursor = connection.connection.cursor()
     try:
         cursor.execute(question, values or None)
         return [tuple(row) for row in cursor.fetchall()]
+    except driver_error as error:
+        raise DBAPIError.instance(question, values, error, driver_error, dialect=connection.dialect) from error
     finally:
         cursor.close()
 

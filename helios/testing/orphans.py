@@ -230,8 +230,9 @@ def deleting(subject: Subject, orphans: Iterable[Orphan]) -> Iterator[Deletion]:
         yield deletion
     finally:
         run.end(undone=not deletion.confirmed)
-    if run.failures:
-        raise HeliosError("; ".join(run.failures))
+    unseen = [] if deletion.confirmed else [f"the deletion {each}" for each in run.tracker.unseen]
+    if failures := run.failures + unseen:
+        raise HeliosError("; ".join(failures))
 
 
 def keys(client: "Redis", symbols: Iterable[str] = ()) -> Iterator[Orphan]:

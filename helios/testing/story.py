@@ -34,10 +34,10 @@ def tell(run: Run, *, kept: Iterable[str] = (), verbose: bool = False) -> tuple[
 
 def untriggered(tables: list[str]) -> str:
     """Tell which tables the tracker alone follows, and what it does not see."""
-    named = ", ".join(tables[:SHOWN]) + (f" and {len(tables) - SHOWN} more" if len(tables) > SHOWN else "")
     return (
-        f"followed by the tracker alone, as this role may not install triggers: {named}; what text SQL, a driver's "
-        "cursor, COPY, TRUNCATE, triggers and cascades of the database, or other processes write there is not undone"
+        f"followed by the tracker alone, as this role may not install triggers: {', '.join(tables)}; what text SQL, "
+        "a driver's cursor, COPY, TRUNCATE, triggers and cascades of the database, or other processes write there is "
+        "not undone"
     )
 
 
