@@ -378,6 +378,7 @@ def test_text_sql_is_told(shop: Shop, here: None, caplog: pytest.LogCaptureFixtu
             session.execute(text("UPDATE shop.orders SET status = 'TEXT' WHERE id < 4"))
         with run.engine.begin() as connection:
             connection.exec_driver_sql("DELETE FROM shop.fills WHERE order_id = 9")
+        with run.engine.begin() as connection:
             cursor = connection.connection.cursor()
             cursor.execute("INSERT INTO shop.instruments (symbol) VALUES ('CURSOR')")
     told = [(each.test, each.table, each.rows) for each in run.tracker.unseen]
@@ -496,6 +497,27 @@ def test_a_row_that_a_neighbour_changed_first(shop: Shop, here: None):
     assert [(41,)] == shop.rows("SELECT v FROM shop.instruments WHERE id = 4")
     run_sql(shop.neighbour, "UPDATE shop.instruments SET v = 0 WHERE id = 4")
     assert before == shop.digest()
+
+
+def test_transactions_are_as_without_the_tracker(shop: Shop, run: Run):
+    """SET TRANSACTION may come first; what a failed transaction counted is not told of the next; nor is a read one."""
+    tally = table(run, "tally")
+    with run.engine.connect() as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+        connection.execute(update(tally).where(tally.c.id == 1).values(v=50))
+        connection.commit()
+        for end in (connection.rollback, connection.commit):
+            with pytest.raises(IntegrityError):
+                connection.execute(insert(tally), [{"id": 800, "v": 1}, {"id": 1, "v": 1}])
+            connection.rollback()
+            connection.execute(text("UPDATE shop.tally SET v = 8"))
+            connection.rollback()
+            connection.execute(select(tally)).all()
+            end()
+    with create_engine("sqlite://").begin() as elsewhere:
+        elsewhere.execute(text("ATTACH ':memory:' AS shop"))
+        elsewhere.execute(text("CREATE TABLE shop.tally (id INTEGER PRIMARY KEY, v INTEGER)"))
+        elsewhere.execute(insert(tally), {"id": 1, "v": 1})
 
 
 def test_what_cannot_be_kept_is_refused_before_it_is_written(shop: Shop, here: None):

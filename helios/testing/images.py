@@ -22,7 +22,8 @@ from helios.names import function_name
 from helios.testing.places import AsIs, conflicting, inserted, kept, matching
 
 STATE = "helios.testing.images"  # where a connection keeps what it knows of its transaction
-FAILED = 3  # libpq's number for a transaction that can only be rolled back
+LABELS = "helios.testing.images.labels"  # and whether it belongs to a run
+OPEN = 2  # libpq's number for a transaction that has begun, has not failed, and is not at work
 
 Unseen = Callable[[str, int], None]
 
@@ -31,7 +32,7 @@ Unseen = Callable[[str, int], None]
 class Watched:
     """A transaction: what the server counted when it was last compared, and what was written unseen until then."""
 
-    counted: dict[int, int]
+    counted: dict[int, int] | None = None  # until the first statement
     seen: Counter[int] = field(default_factory=Counter)
     unseen: Counter[int] = field(default_factory=Counter)
     savepoints: dict[str, Counter[int]] = field(default_factory=dict)
@@ -70,23 +71,39 @@ class Images:
         return (
             ("begin", self._begun),
             ("begin_twophase", self._begun),
+            ("before_cursor_execute", self._first),
             ("before_execute", self._before),
             ("after_execute", self._after),
             ("rollback_savepoint", self._rolled_back),
+            ("rollback", self._rolling_back),
             ("commit", self._committing),
             ("prepare_twophase", self._committing),
         )
 
     def _begun(self, connection: Connection, _xid: object = None) -> None:
         connection.info.pop(STATE, None)
-        if self._labelled(connection) and not autocommits(connection):
-            connection.info[STATE] = Watched(self._count(connection))
+        if libpq(connection) and not autocommits(connection):
+            connection.info[STATE] = Watched()
+
+    def _first(self, connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        """Count before the first statement; not before SET TRANSACTION, which bears no query before it."""
+        state: Watched | None = connection.info.get(STATE)
+        if state is not None and state.counted is None and statement.lstrip()[:3].upper() != "SET":
+            self._state(connection)
+
+    def _state(self, connection: Connection) -> Watched | None:
+        """Give what is known of a transaction; None of one that does not belong to the run."""
+        state: Watched | None = connection.info.get(STATE)
+        if state is not None and state.counted is None:
+            if not self._labelled(connection):
+                del connection.info[STATE]
+                return None
+            state.counted = self._count(connection)
+        return state
 
     def _labelled(self, connection: Connection) -> bool:
         """Tell whether a connection belongs to the run, in the database that holds its log; asked once of each."""
-        if connection.dialect.name != "postgresql":
-            return False
-        known: dict[int, bool] = connection.info.setdefault(f"{STATE}.labels", {})
+        known: dict[int, bool] = connection.info.setdefault(LABELS, {})
         if self.run not in known:
             question = "SELECT current_setting(%s, true), to_regprocedure(%s) IS NOT NULL"
             (found,) = ask(connection, question, label.SETTING, self._function("counted()"))
@@ -97,16 +114,17 @@ class Images:
         if isinstance(statement, SavepointClause):
             self._savepoint(connection, statement.ident)
         table = self._target(connection, statement, options)
-        if table is None or not self._labelled(connection):
+        if table is None:
             return
-        if autocommits(connection):
+        if not connection.in_transaction():
+            connection.begin()  # as SQLAlchemy would in a moment
+        if autocommits(connection) and self._labelled(connection):
             raise HeliosError(
                 f"a write to {statement.table.fullname} in autocommit cannot be undone, as its image would not be in "
                 "the same transaction: use a transaction"
             )
-        if not connection.in_transaction():
-            connection.begin()  # as SQLAlchemy would in a moment
-        state: Watched = connection.info[STATE]
+        if (state := self._state(connection)) is None:
+            return
         ((own, command, step, *counters),) = self._call(connection, "look(%s::oid)", table)
         before = Moment(table, own, command, step, (counters[0], counters[1], counters[2]))
         parameters = many or [one]
@@ -180,8 +198,7 @@ class Images:
         return int(entered)
 
     def _savepoint(self, connection: Connection, name: str) -> None:
-        state: Watched | None = connection.info.get(STATE)
-        if state is not None:
+        if (state := self._state(connection)) is not None:
             self._compare(connection, state)
             state.savepoints[name] = state.unseen.copy()
 
@@ -193,18 +210,30 @@ class Images:
             state.counted, state.unseen = self._count(connection), state.savepoints[name].copy()
             state.seen.clear()
 
+    def _rolling_back(self, connection: Connection) -> None:
+        if not connection.invalidated and connection.info.pop(STATE, None) is not None:
+            self._sum_up(connection)
+
     def _committing(self, connection: Connection, _xid: object = None) -> None:
         state: Watched | None = connection.info.pop(STATE, None)
-        if state is not None and driver(connection).info.transaction_status != FAILED:
-            self._compare(connection, state)
-            for table, rows in state.unseen.items():
-                self.unseen(self.names[table], rows)
+        if state is None or not opened(connection) or not self._labelled(connection):
+            return
+        state.counted = state.counted or {}  # where only a driver's cursor was used, all that is counted is its own
+        self._compare(connection, state)
+        self._sum_up(connection)
+        for table, rows in state.unseen.items():
+            self.unseen(self.names[table], rows)
+
+    def _sum_up(self, connection: Connection) -> None:
+        """Let the server sum up what it counted when this transaction ends, and not at leisure."""
+        if opened(connection) and self._labelled(connection):
+            ask(connection, "SELECT pg_stat_force_next_flush()")
 
     def _compare(self, connection: Connection, state: Watched) -> None:
         """Add to what was written unseen what the server counts beyond what was seen."""
         now = self._count(connection)
         for table, rows in now.items():
-            more = rows - state.counted.get(table, 0) - state.seen[table]
+            more = rows - (state.counted or {}).get(table, 0) - state.seen[table]
             if more > 0:
                 state.unseen[table] += more
         state.counted = now
@@ -224,6 +253,8 @@ class Images:
     def _target(self, connection: Connection, statement: object, options: Any) -> int | None:  # noqa: ANN401 - SQLAlchemy's
         """Find the table that a statement writes to, if nobody else keeps its images."""
         if not isinstance(statement, Insert | Update | Delete) or not isinstance(statement.table, Table):
+            return None
+        if not libpq(connection):
             return None
         schema = (options.get("schema_translate_map") or {}).get(statement.table.schema, statement.table.schema)
         return self.tables.get((schema or connection.dialect.default_schema_name or "public", statement.table.name))
@@ -250,6 +281,16 @@ def ask(connection: Connection, question: str, *values: object) -> list[tuple[An
 def driver(connection: Connection) -> Any:  # noqa: ANN401 - psycopg2's or psycopg's
     """Give the driver's connection; both drivers name alike what is asked of it here."""
     return connection.connection.driver_connection
+
+
+def libpq(connection: Connection) -> bool:
+    """Tell whether a driver is built on libpq: another one carries no label."""
+    return connection.dialect.driver.startswith("psycopg")
+
+
+def opened(connection: Connection) -> bool:
+    """Tell whether a transaction is open, in which something can be asked."""
+    return bool(driver(connection).info.transaction_status == OPEN)
 
 
 def autocommits(connection: Connection) -> bool:
