@@ -1,6 +1,7 @@
 """The log that the tracker writes, for a role that may read and write tables and no more: what it sees is undone."""
 
 import asyncio
+import io
 import os
 import signal
 import subprocess
@@ -388,7 +389,7 @@ def test_text_sql_is_told(shop: Shop, here: None, caplog: pytest.LogCaptureFixtu
         ("a careless test", "instruments", 1),
     ] == told
     assert "followed by the tracker alone" in caplog.text
-    assert "a careless test wrote 3 rows of orders that the tracker did not see" in caplog.text
+    assert "a careless test wrote 3 rows of orders, which the tracker did not see" in caplog.text
     assert [("CURSOR",)] == shop.rows("SELECT symbol FROM shop.instruments WHERE id > 20")
     restore(shop, before)
 
@@ -420,6 +421,29 @@ def test_triggers_and_cascades_are_told(shop: Shop, here: None):
     assert [(950,)] == shop.rows("SELECT id FROM shop.instruments WHERE id > 900")
     assert [(1,)] == shop.rows("SELECT touches FROM shop.touched WHERE id = 950"), "updated by a trigger, so it stays"
     run_sql(shop.owner, "DELETE FROM shop.instruments WHERE id = 950", "DELETE FROM shop.touched WHERE id = 950")
+
+
+def test_copy_and_truncate_are_told(shop: Shop, here: None):
+    """Both by a driver's cursor; of a table that was emptied nobody counts the rows."""
+    before = shop.digest()
+    run_sql(shop.owner, f"GRANT TRUNCATE ON shop.seats TO {shop.writer.username}")
+    run = Run.begin(subject(shop))
+    run.enter("a test")
+    with run.engine.begin() as connection:
+        cursor = connection.connection.cursor()
+        cursor.copy_expert("COPY shop.codes FROM STDIN", io.StringIO("100\tx\n101\ty\n"))
+    with run.engine.begin() as connection:
+        connection.execute(update(table(run, "codes")).where(table(run, "codes").c.id == 9).values(code="z"))
+        connection.execute(text("TRUNCATE shop.seats"))
+    run.end()
+    assert [("codes", 2), ("seats", 0)] == [(each.table, each.rows) for each in run.tracker.unseen]
+    assert "emptied seats, which the tracker did not see" in str(run.tracker.unseen[-1])
+    run_sql(
+        shop.owner,
+        "DELETE FROM shop.codes WHERE id >= 100",
+        "INSERT INTO shop.seats SELECT i, i FROM generate_series(1, 10) AS i",
+    )
+    assert ([], before) == (run.failures, shop.digest())
 
 
 def test_a_trigger_that_writes_at_the_undo(shop: Shop, here: None):
@@ -633,7 +657,7 @@ def test_pytest_says_it(shop: Shop, pytester: pytest.Pytester, here: None):
     result.stdout.fnmatch_lines(["followed by the tracker alone, *: fills, instruments, orders; what text SQL, *"])
     result.stdout.fnmatch_lines(["undone: removed 1 (instruments 1)"])
     result.stdout.fnmatch_lines(
-        ["test_pytest_says_it.py::test_text wrote 3 rows of orders that the tracker did not see*"]
+        ["test_pytest_says_it.py::test_text wrote 3 rows of orders, which the tracker did not see*"]
     )
     assert 1 == result.stdout.str().count("followed by the tracker alone")
     run_sql(shop.owner, "UPDATE shop.orders SET status = 'NEW' WHERE id < 4")

@@ -21,18 +21,19 @@ from helios.errors import HeliosError
 from helios.names import function_name
 from helios.testing.places import AsIs, conflicting, inserted, kept, matching
 
-STATE = "helios.testing.images"  # where a connection keeps what it knows of its transaction
+STATE = "helios.testing.images"  # where a connection keeps what a run knows of its transaction
 LABELS = "helios.testing.images.labels"  # and whether it belongs to a run
 OPEN = 2  # libpq's number for a transaction that has begun, has not failed, and is not at work
 
 Unseen = Callable[[str, int], None]
+Counts = dict[int, tuple[int, int]]  # of each table the rows written so far, and the number of the file it lies in
 
 
 @dataclass
 class Watched:
     """A transaction: what the server counted when it was last compared, and what was written unseen until then."""
 
-    counted: dict[int, int] | None = None  # until the first statement
+    counted: Counts | None = None  # until the first statement
     seen: Counter[int] = field(default_factory=Counter)
     unseen: Counter[int] = field(default_factory=Counter)
     savepoints: dict[str, Counter[int]] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class Images:
     def __init__(self, log: str, run: int, tables: Mapping[tuple[str, str], int], unseen: Unseen) -> None:
         self.log, self.run, self.tables, self.unseen = log, run, tables, unseen
         self.names = {number: name for (_, name), number in tables.items()}
+        self.place = f"{STATE}.{run}"
 
     def listen(self) -> None:
         """Look at the statements of all engines of this process; of their connections, those that carry the label."""
@@ -81,22 +83,22 @@ class Images:
         )
 
     def _begun(self, connection: Connection, _xid: object = None) -> None:
-        connection.info.pop(STATE, None)
+        connection.info.pop(self.place, None)
         if libpq(connection) and not autocommits(connection):
-            connection.info[STATE] = Watched()
+            connection.info[self.place] = Watched()
 
     def _first(self, connection: Connection, _cursor: object, statement: str, *_: object) -> None:
         """Count before the first statement; not before SET TRANSACTION, which bears no query before it."""
-        state: Watched | None = connection.info.get(STATE)
+        state: Watched | None = connection.info.get(self.place)
         if state is not None and state.counted is None and statement.lstrip()[:3].upper() != "SET":
             self._state(connection)
 
     def _state(self, connection: Connection) -> Watched | None:
         """Give what is known of a transaction; None of one that does not belong to the run."""
-        state: Watched | None = connection.info.get(STATE)
+        state: Watched | None = connection.info.get(self.place)
         if state is not None and state.counted is None:
             if not self._labelled(connection):
-                del connection.info[STATE]
+                del connection.info[self.place]
                 return None
             state.counted = self._count(connection)
         return state
@@ -136,7 +138,7 @@ class Images:
         what = "D" if isinstance(statement, Delete) else "U"
         call = f"{self._function('image')}({table}::oid, '{what}'"
         for criterion, values in wanted:
-            found = kept(statement.table, criterion, call)
+            found = kept(statement.table, criterion, call, lock=what)
             connection.execute(found, values, execution_options=translated(options))
         state.before = before
 
@@ -149,7 +151,7 @@ class Images:
         options: Any,  # noqa: ANN401
         result: Any,  # noqa: ANN401
     ) -> None:
-        state: Watched | None = connection.info.get(STATE)
+        state: Watched | None = connection.info.get(self.place)
         if state is None or state.before is None or self._target(connection, statement, options) is None:
             return
         before, state.before = state.before, None
@@ -184,7 +186,7 @@ class Images:
         call = f"{self._function('enter')}({before.table}::oid, '{before.own}', {before.command}, {before.step}"
         entered = 0
         for criterion in inserted(statement.table, result.context.inserted_primary_key_rows):
-            found = kept(statement.table, criterion, call, lock=False)
+            found = kept(statement.table, criterion, call)
             entered += connection.execute(
                 found,
                 execution_options=translated(options) | {"compiled_cache": None},  # no two calls are alike
@@ -204,18 +206,18 @@ class Images:
 
     def _rolled_back(self, connection: Connection, name: str, _context: object) -> None:
         """Forget what was written since; the server goes on counting it, so it is asked anew, after the rollback."""
-        state: Watched | None = connection.info.get(STATE)
+        state: Watched | None = connection.info.get(self.place)
         if state is not None and name in state.savepoints and not connection.invalidated:
             connection.dialect.do_rollback_to_savepoint(connection, name)  # SQLAlchemy does it once more
             state.counted, state.unseen = self._count(connection), state.savepoints[name].copy()
             state.seen.clear()
 
     def _rolling_back(self, connection: Connection) -> None:
-        if not connection.invalidated and connection.info.pop(STATE, None) is not None:
+        if not connection.invalidated and connection.info.pop(self.place, None) is not None:
             self._sum_up(connection)
 
     def _committing(self, connection: Connection, _xid: object = None) -> None:
-        state: Watched | None = connection.info.pop(STATE, None)
+        state: Watched | None = connection.info.pop(self.place, None)
         if state is None or not opened(connection) or not self._labelled(connection):
             return
         state.counted = state.counted or {}  # where only a driver's cursor was used, all that is counted is its own
@@ -230,17 +232,18 @@ class Images:
             ask(connection, "SELECT pg_stat_force_next_flush()")
 
     def _compare(self, connection: Connection, state: Watched) -> None:
-        """Add to what was written unseen what the server counts beyond what was seen."""
+        """Add to what was written unseen what the server counts beyond what was seen; TRUNCATE makes a new file."""
         now = self._count(connection)
-        for table, rows in now.items():
-            more = rows - (state.counted or {}).get(table, 0) - state.seen[table]
-            if more > 0:
-                state.unseen[table] += more
+        for table, (rows, file) in now.items():
+            before, old_file = (state.counted or {}).get(table, (0, file))
+            more = rows - before - state.seen[table]
+            if more > 0 or file != old_file:
+                state.unseen[table] += max(more, 0)
         state.counted = now
         state.seen.clear()
 
-    def _count(self, connection: Connection) -> dict[int, int]:
-        return {int(table): int(rows) for table, rows in self._call(connection, "counted()")}
+    def _count(self, connection: Connection) -> Counts:
+        return {int(table): (int(rows), int(file)) for table, rows, file in self._call(connection, "counted()")}
 
     def _call(self, connection: Connection, call: str, *values: object) -> list[tuple[Any, ...]]:
         """Call a function of the log."""

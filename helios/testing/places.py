@@ -31,12 +31,16 @@ AsIs = OnConflictDoNothing | None
 Values = Mapping[str, Any]
 
 
-def kept(table: Any, criterion: ColumnElement[bool], call: str, *, lock: bool = True) -> Select[Any]:  # noqa: ANN401 - a Table, typed as less
-    """Hand the places of rows to a function of the log, as the last of a call; what is to be written is locked."""
+def kept(table: Any, criterion: ColumnElement[bool], call: str, *, lock: str = "") -> Select[Any]:  # noqa: ANN401 - a Table, typed as less
+    """Hand the places of rows to a function of the log, as the last of a call.
+
+    What is to be updated (U) or deleted (D) is locked, and no more than by the statement itself.
+    """
     part = ColumnClause[Any]("tableoid", _selectable=table).label("helios_part")
     place = ColumnClause[Any]("ctid", _selectable=table).label("helios_place")
     found = select(part, place).select_from(table).where(criterion)
-    rows = (found.with_for_update(of=table) if lock else found).subquery("helios_rows")
+    locked = found.with_for_update(of=table, key_share=lock == "U") if lock else found
+    rows = locked.subquery("helios_rows")
     places = "coalesce(array_agg(helios_part), '{}'), coalesce(array_agg(helios_place), '{}')"
     return select(literal_column(f"{call}, {places})")).select_from(rows)
 

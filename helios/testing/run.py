@@ -107,12 +107,12 @@ class Run:
         self.engine: Engine = db.create_engine(self.subject.settings)
         self._open.callback(self.engine.dispose)
         refuse_unlabelled(self.engine, self.id)
+        self._open.callback(self.tracker.close)
         if tables := undo.unwatched(self.connection):
             self.untriggered = [name for _, name in tables]
             self.tracker.write_log(log_of(self.subject.schema), self.id, tables)
         self.sessions = sessionmaker(self.engine, expire_on_commit=False)
         self.tracker.follow(self.sessions)
-        self._open.callback(self.tracker.close)
 
     def enter(self, test: str) -> None:
         """Begin a test: what is written from here on is its own."""

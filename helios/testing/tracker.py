@@ -41,7 +41,7 @@ class Inserted:
 
 @dataclass(frozen=True, kw_only=True)
 class Unseen:
-    """Rows that were written past the tracker, where it alone follows their table: they stay."""
+    """Rows that were written past the tracker, where it alone follows their table: they stay; 0 are all there were."""
 
     test: str
     table: str
@@ -49,8 +49,8 @@ class Unseen:
 
     def __str__(self) -> str:
         """Write it as the end of a sentence that begins with the test."""
-        how = "by text SQL, a cursor, a trigger or a cascade"
-        return f"wrote {self.rows} rows of {self.table} that the tracker did not see ({how}): they stay"
+        what = f"wrote {self.rows} rows of {self.table}" if self.rows else f"emptied {self.table}"
+        return f"{what}, which the tracker did not see (text SQL, a cursor, a trigger or a cascade): that stays"
 
 
 @dataclass

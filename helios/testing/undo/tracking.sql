@@ -17,10 +17,12 @@ LANGUAGE sql VOLATILE SET search_path FROM CURRENT AS $$
     FROM (SELECT root AS part UNION SELECT relid FROM pg_partition_tree(root)) AS parts
 $$;
 
--- For each table that no trigger watches, the rows written to it so far.
-CREATE OR REPLACE FUNCTION counted(OUT rel oid, OUT written bigint) RETURNS SETOF record
+-- For each table that no trigger watches, the rows written to it so far, and a number that TRUNCATE changes.
+CREATE OR REPLACE FUNCTION counted(OUT rel oid, OUT written bigint, OUT file bigint) RETURNS SETOF record
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path FROM CURRENT AS $$
-    SELECT t.rel, w.inserted + w.updated + w.deleted
+    SELECT t.rel, w.inserted + w.updated + w.deleted, (
+        SELECT coalesce(sum(pg_relation_filenode(part)::bigint), 0)::bigint
+        FROM (SELECT t.rel AS part UNION SELECT relid FROM pg_partition_tree(t.rel)) AS parts)
     FROM _tables AS t, LATERAL _written_to(t.rel) AS w WHERE NOT t.watched
 $$;
 
