@@ -1,5 +1,7 @@
 """The undo log of PostgreSQL: what labelled connections write is logged by triggers, and taken back exactly.
 
+On tables where a role may not install triggers the tracker writes the log, by functions of tracking.sql.
+
 The log of a schema's tables lies in a schema of its own, `<schema>_undo`, owned by the same role; everything that
 works on it is a function there, made by the .sql files beside this one. All functions here take a SQLAlchemy connection
 in AUTOCOMMIT on psycopg2, direct and without a pooler between, that belongs to the kit: the one that `begin` was called
