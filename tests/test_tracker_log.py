@@ -10,7 +10,7 @@ from decimal import Decimal
 from random import Random
 
 import pytest
-from installation import run_sql, use, variables
+from installation import engine_of, login, run_sql, use, variables
 from plain_role import foreign_shop, subject, table
 from sqlalchemy import (
     URL,
@@ -292,6 +292,28 @@ def test_a_neighbour_s_change_is_kept(shop: Shop, here: None):
         "UPDATE shop.instruments SET v = 0 WHERE id = 1",
     )
     sweep(subject(shop))
+    assert before == shop.digest()
+
+
+def test_whoever_may_write_writes_the_log(shop: Shop, here: None):
+    """Another role that may write is followed as well; one that may only read works as ever, and cannot log."""
+    before = shop.digest()
+    late, reader = login(shop.admin, "late"), login(shop.admin, "reader")
+    run_sql(
+        shop.owner,
+        f"GRANT USAGE ON SCHEMA shop TO {late.username}, {reader.username}",
+        f"GRANT SELECT ON ALL TABLES IN SCHEMA shop TO {late.username}, {reader.username}",
+        f"GRANT INSERT, UPDATE ON shop.instruments TO {late.username}",
+    )
+    with tracked("undo_shop:Base") as run:
+        with engine_of(late).begin() as connection:
+            connection.execute(update(Instrument).where(Instrument.id == 1).values(v=5))
+        with engine_of(reader).begin() as connection:
+            assert 5 == connection.scalar(select(Instrument.v).where(Instrument.id == 1))
+            assert [(False,)] == connection.execute(
+                text("SELECT has_schema_privilege('shop_undo', 'USAGE')")
+            ).fetchall()
+    assert [] == run.tracker.unseen
     assert before == shop.digest()
 
 

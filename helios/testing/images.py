@@ -104,11 +104,13 @@ class Images:
         return state
 
     def _labelled(self, connection: Connection) -> bool:
-        """Tell whether a connection belongs to the run, in the database that holds its log; asked once of each."""
+        """Tell whether a connection belongs to the run, as a role that may write, in the log's database; asked once."""
         known: dict[int, bool] = connection.info.setdefault(LABELS, {})
         if self.run not in known:
-            question = "SELECT current_setting(%s, true), to_regprocedure(%s) IS NOT NULL"
-            (found,) = ask(connection, question, label.SETTING, self._function("counted()"))
+            question = (
+                "SELECT current_setting(%s, true), has_schema_privilege(to_regnamespace(quote_ident(%s)), 'USAGE')"
+            )
+            (found,) = ask(connection, question, label.SETTING, self.log)
             known[self.run] = found == (str(self.run), True)
         return known[self.run]
 

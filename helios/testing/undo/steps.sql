@@ -457,7 +457,6 @@ BEGIN RETURN QUERY %s; END', coalesce((
         $sql$, rel, log), ' UNION ALL ' ORDER BY rel) FROM _tables),
         'SELECT 0::oid, ''I''::"char", 0::bigint, NULL::xid[] WHERE false')));
     EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA %I FROM PUBLIC', current_schema());
-    PERFORM _let_trackers_in();
 END
 $$;
 

@@ -48,11 +48,13 @@ def refuse_untrackable(connection: Connection, row: Row[Any]) -> None:
 
 
 def unwatched(connection: Connection, *, schema: str | None = None) -> Mapping[tuple[str, str], int]:
-    """Give the tables whose log the tracker has to write, with their oids, by schema and name."""
+    """Give the tables whose log the tracker has to write, with their oids, by schema and name, and let it do so."""
     log = quoted(connection, log_on(connection, schema))
     found = run(
         connection,
         f"SELECT nspname::text, relname::text, rel::bigint FROM {log}._tables JOIN pg_class ON pg_class.oid = rel "
         "JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE NOT watched ORDER BY 1, 2",
-    )
+    ).all()
+    if found:
+        run(connection, f"SELECT {log}.let_writers_in()")
     return {(space, name): number for space, name, number in found}

@@ -152,15 +152,22 @@ BEGIN
 END
 $$;
 
--- Whoever writes to these tables calls what is above, as whoever writes to others fires triggers: both need the label of
--- an open run.
-CREATE OR REPLACE FUNCTION _let_trackers_in() RETURNS void
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+-- Whoever may write to these tables, and nobody else, may call what is above: asked anew when a run begins.
+CREATE OR REPLACE FUNCTION let_writers_in() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    writer name;
 BEGIN
-    IF EXISTS (SELECT FROM _tables WHERE NOT watched) THEN
-        EXECUTE format('GRANT USAGE ON SCHEMA %I TO PUBLIC', current_schema());
-        GRANT EXECUTE ON FUNCTION counted(), look(oid), image(oid, text, oid[], tid[]), wrote(oid, text, bigint, bigint),
-            enter(oid, text, bigint, bigint, oid[], tid[]), part_keys(oid, text, bigint, bigint) TO PUBLIC;
-    END IF;
+    FOR writer IN
+        SELECT rolname FROM pg_roles AS r
+        WHERE NOT rolsuper AND NOT has_function_privilege(r.oid, 'counted()', 'EXECUTE') AND EXISTS (
+            SELECT FROM _tables WHERE NOT watched AND (
+                has_any_column_privilege(r.oid, rel, 'INSERT, UPDATE') OR has_table_privilege(r.oid, rel, 'DELETE')))
+    LOOP
+        EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), writer);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION counted(), look(oid), image(oid, text, oid[], tid[]), '
+                       'wrote(oid, text, bigint, bigint), enter(oid, text, bigint, bigint, oid[], tid[]), '
+                       'part_keys(oid, text, bigint, bigint) TO %I', writer);
+    END LOOP;
 END
 $$;
