@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from decimal import Decimal
 from random import Random
@@ -14,16 +15,25 @@ from installation import engine_of, login, run_sql, use, variables
 from plain_role import foreign_shop, subject, table
 from sqlalchemy import (
     URL,
+    Column,
+    Integer,
+    MetaData,
+    Table,
+    Text,
     bindparam,
+    column,
     create_engine,
     delete,
+    event,
+    func,
     insert,
     select,
     text,
     update,
 )
+from sqlalchemy import table as named
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 from undo_shop import SCHEMA, Base, Fill, Instrument, Order, Shop
@@ -194,6 +204,71 @@ def test_upserts(run: Run):
         assert 2 == len(session.scalars(statement.returning(Instrument)).all())
         statement = upsert(Instrument).on_conflict_do_nothing(index_elements=["symbol"])
         session.execute(statement, [{"symbol": "SYM1"}, {"symbol": "UP2"}])
+
+
+def test_upserts_in_every_way_to_write_them(run: Run):
+    """Rows as tuples, values that are parameters or made of them, a column that has another name in Python."""
+    swaps = table(run, "swaps")
+    renamed = Table("instruments", MetaData(), Column("symbol", Text, key="sym"), Column("v", Integer), schema=SCHEMA)
+    given = {"id": bindparam("x"), "k": func.concat("k", bindparam("y", type_=Text)), "a": bindparam("x"), "b": 1}
+    with run.engine.begin() as connection:
+        rows = upsert(swaps).values([(1, "k1", 50, 1), (60, "k60", 60, 1)])
+        connection.execute(rows.on_conflict_do_update(index_elements=["id"], set_={"b": 9}))
+        statement = upsert(swaps).values(given).on_conflict_do_update(index_elements=["id"], set_={"b": 8})
+        connection.execute(statement, {"x": 2, "y": "2"})
+        statement = upsert(swaps).values(given).on_conflict_do_update(index_elements=["k"], set_={"b": 8})
+        connection.execute(statement, [{"x": 100, "y": "3"}, {"x": 101, "y": "new"}])
+        statement = upsert(renamed).values(sym="SYM1", v=5)
+        connection.execute(statement.on_conflict_do_update(index_elements=["symbol"], set_={"v": 5}))
+
+
+def test_an_upsert_of_one_key_twice(run: Run):
+    """Given row by row, the second finds what the first has inserted."""
+    statement = upsert(swaps := table(run, "swaps"))
+    rows = [{"id": key, "k": f"k{key}", "a": key, "b": b} for key, b in ((900, 1), (900, 2), (1, 3), (1, 4))]
+    with run.engine.begin() as connection:
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["id"], set_={"b": statement.excluded.b}), rows
+        )
+        assert [(1, 4), (900, 2)] == connection.execute(
+            select(swaps.c.id, swaps.c.b).where(swaps.c.id.in_([1, 900])).order_by(swaps.c.id)
+        ).all()
+
+
+def test_an_upsert_that_changes_keys(run: Run):
+    """Of rows that are given one by one, many at once, and beside some that it leaves as they are."""
+    swaps = table(run, "swaps")
+    rows = [{"id": 300 + n, "k": f"k{n}", "a": 300 + n, "b": 1} for n in range(1, 4)]
+    with run.engine.begin() as connection:
+        one = upsert(swaps).values(rows[0]).on_conflict_do_update(index_elements=["k"], set_={"id": 901})
+        connection.execute(one)
+        many = upsert(swaps).values(rows[1:])
+        connection.execute(
+            many.on_conflict_do_update(
+                index_elements=["k"], set_={"id": swaps.c.id + 900}, where=many.excluded.k == "k2"
+            )
+        )
+        assert [3, 901, 902] == connection.scalars(
+            select(swaps.c.id).where(swaps.c.k.in_(["k1", "k2", "k3"])).order_by(swaps.c.id)
+        ).all()
+
+
+def test_a_trigger_that_changes_the_row_inserted(shop: Shop, run: Run):
+    """It was nobody's before, so it goes, whatever became of it."""
+    with run.engine.begin() as connection:
+        connection.execute(insert(table(run, "touched")), {"id": 950})
+    assert [(1,)] == shop.rows("SELECT touches FROM shop.touched WHERE id = 950")
+
+
+def test_a_table_known_by_its_name_alone(run: Run):
+    """As `sqlalchemy.table()` makes it, for statements that need no more."""
+    swaps = named("swaps", *(column(each) for each in ("id", "k", "a", "b")), schema=SCHEMA)
+    with run.engine.begin() as connection:
+        connection.execute(update(swaps).where(swaps.c.id == 1).values(b=7))
+        connection.execute(insert(swaps), [{"id": 400, "k": "x", "a": 400, "b": 7}])
+        statement = upsert(swaps).values(id=400, k="x", a=400, b=7)  # type: ignore[arg-type]  # it takes them
+        connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"b": 8}))
+        connection.execute(delete(swaps).where(swaps.c.id == 2))
 
 
 def test_deleted_and_inserted_again(run: Run):
@@ -403,3 +478,60 @@ def test_transactions_are_as_without_the_tracker(shop: Shop, run: Run):
         elsewhere.execute(text("ATTACH ':memory:' AS shop"))
         elsewhere.execute(text("CREATE TABLE shop.tally (id INTEGER PRIMARY KEY, v INTEGER)"))
         elsewhere.execute(insert(tally), {"id": 1, "v": 1})
+
+
+def test_nobody_who_listens_notices(run: Run):
+    """Statements that a test counts are its own: nothing is run beside them that a listener sees."""
+    seen: list[str] = []
+    event.listen(run.engine, "before_cursor_execute", lambda *given: seen.append(given[2].partition(" ")[0]))
+    with run.sessions.begin() as session:
+        session.get_one(Instrument, 1).v = 5
+        session.add(Instrument(symbol="ONE"))
+        with session.begin_nested() as inner:
+            session.add(Instrument(symbol="TWO"))
+            session.flush()
+            inner.rollback()
+    assert ["INSERT", "INSERT", "ROLLBACK", "SAVEPOINT", "SELECT", "UPDATE"] == sorted(seen)
+
+
+def test_a_lock_comes_first_if_it_is_first(shop: Shop, here: None):
+    """In REPEATABLE READ it shows what was committed until it was had: no count takes the snapshot before it."""
+    orders = Base.metadata.tables["shop.orders"]
+    with engine_of(shop.neighbour).connect() as neighbour, tracked("undo_shop:Base") as run:
+        neighbour.execute(text("UPDATE shop.orders SET status = 'THEIRS' WHERE id = 7"))
+        timer = threading.Timer(0.4, neighbour.commit)
+        with run.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+            timer.start()
+            connection.execute(text("-- by hand\n LOCK TABLE shop.orders IN SHARE ROW EXCLUSIVE MODE"))
+            assert "THEIRS" == connection.scalar(select(orders.c.status).where(orders.c.id == 7))
+            connection.execute(update(orders).values(status="OURS"))
+            connection.commit()
+        timer.join()
+        with run.engine.begin() as connection:
+            connection.execute(text("/* commented */ SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+    assert [(7,)] == shop.rows("SELECT id FROM shop.orders WHERE status <> 'NEW'")
+    run_sql(shop.neighbour, "UPDATE shop.orders SET status = 'NEW' WHERE id = 7")
+
+
+def test_a_commit_that_fails_ends_the_transaction(run: Run):
+    """It cannot be serialized, or breaks a deferred constraint: the connection goes on as without the tracker."""
+    swaps = table(run, "swaps")
+    engine = run.engine.execution_options(isolation_level="SERIALIZABLE")
+    with engine.connect() as first, engine.connect() as second:
+        for key, connection in ((700, first), (701, second)):
+            connection.execute(select(func.sum(swaps.c.b))).all()
+            connection.execute(select(swaps.c.id)).all()
+            connection.execute(insert(swaps), {"id": key, "k": f"k{key}", "a": key, "b": 1})
+        first.commit()
+        with pytest.raises(OperationalError, match="could not serialize"):
+            second.commit()
+        with pytest.raises(PendingRollbackError):
+            second.execute(insert(swaps), {"id": 701, "k": "k701", "a": 701, "b": 1})
+        second.rollback()
+        second.execute(insert(swaps), {"id": 701, "k": "k701", "a": 701, "b": 1})
+        second.commit()
+        second.execute(insert(table(run, "books")), {"id": 900, "order_id": 5000})
+        with pytest.raises(IntegrityError, match="books"):
+            second.commit()
+        second.rollback()
+        assert None is second.scalar(select(table(run, "books").c.id).where(table(run, "books").c.id == 900))

@@ -1,5 +1,6 @@
 """What the tracker does not see, where it writes the log alone, is told; what it cannot keep exactly is refused."""
 
+import asyncio
 import io
 import os
 import sys
@@ -24,8 +25,9 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
-from undo_shop import SCHEMA, Base, Instrument, Shop
+from undo_shop import SCHEMA, Base, Fill, Instrument, Shop
 
 from helios.errors import EnvironmentRefusedError, HeliosError, RightsError
 from helios.schema import environment
@@ -93,13 +95,70 @@ def test_triggers_and_cascades_are_told(shop: Shop, here: None):
     with run.engine.begin() as connection:
         instruments = table(run, "instruments")
         connection.execute(delete(instruments).where(instruments.c.id == 950))
-        connection.execute(insert(table(run, "touched")), {"id": 950})
     run.end()
-    assert [("orders", 2), ("touched", 2)] == sorted((each.table, each.rows) for each in run.tracker.unseen)
+    assert [("orders", 2)] == sorted((each.table, each.rows) for each in run.tracker.unseen)
     assert [] == run.failures
     assert [(950,)] == shop.rows("SELECT id FROM shop.instruments WHERE id > 900")
-    assert [(1,)] == shop.rows("SELECT touches FROM shop.touched WHERE id = 950"), "updated by a trigger, so it stays"
-    run_sql(shop.owner, "DELETE FROM shop.instruments WHERE id = 950", "DELETE FROM shop.touched WHERE id = 950")
+    run_sql(shop.owner, "DELETE FROM shop.instruments WHERE id = 950")
+
+
+def test_what_deferred_triggers_write_is_told(shop: Shop, here: None):
+    """They write when the transaction commits; so the undo, at which this one would write again, is refused."""
+    before = shop.digest()
+    run = Run.begin(subject(shop))
+    with run.engine.begin() as connection:
+        connection.execute(insert(table(run, "parts")), {"id": 100, "whole": 3, "v": 9})
+    run.end()
+    assert [("wholes", 1)] == [(each.table, each.rows) for each in run.tracker.unseen]
+    assert 1 == len(run.failures)
+    run_sql(shop.owner, "ALTER TABLE shop.parts DISABLE TRIGGER sum_up")
+    sweep(subject(shop))
+    run_sql(
+        shop.owner,
+        "ALTER TABLE shop.parts ENABLE TRIGGER sum_up",
+        "UPDATE shop.wholes SET total = total - 9 WHERE id = 3",
+    )
+    assert before == shop.digest()
+
+
+def test_text_sql_in_autocommit_and_in_two_phases_is_told(shop: Shop, here: None):
+    """Nothing counts it in autocommit: the server says how many rows, and the statement which table."""
+    before = shop.digest()
+    run = Run.begin(subject(shop))
+    run.enter("a test")
+    with run.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for statement in ("UPDATE shop.orders SET status = 'TEXT' WHERE id < 3", "SELECT * FROM shop.fills"):
+            connection.execute(text(statement))
+        connection.execute(text("INSERT INTO shop.signals SELECT id FROM shop.orders WHERE false"))
+    with run.engine.connect() as connection:
+        transaction = connection.begin_twophase()
+        connection.execute(text("UPDATE shop.orders SET status = 'TEXT' WHERE id = 3"))
+        transaction.commit()
+
+    async def work() -> None:
+        async with run.async_sessions() as session:
+            await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+            await session.execute(text("DELETE FROM shop.fills WHERE order_id = 9"))
+
+    asyncio.run(work())
+    run.end()
+    assert [("orders", 2), ("orders", 1), ("fills", 3)] == [(each.table, each.rows) for each in run.tracker.unseen]
+    run_sql(shop.owner, "INSERT INTO shop.instruments (symbol) VALUES ('CURSOR')")
+    restore(shop, before)
+
+
+def test_a_pool_that_outlives_its_run_is_refused(shop: Shop, here: None):
+    """Its connections carry the label of a run that is over, as where triggers are; nothing is written."""
+    before = shop.digest()
+    engine = create_engine(shop.writer)
+    change = update(Base.metadata.tables["shop.instruments"]).values(v=9)
+    with tracked("undo_shop:Base"), engine.begin() as connection:
+        connection.execute(change)
+    with tracked("undo_shop:Base"), pytest.raises(DBAPIError, match=r"is over.*shop\.instruments is refused"):
+        with engine.begin() as connection:
+            connection.execute(change)
+    engine.dispose()
+    assert before == shop.digest()
 
 
 def test_copy_and_truncate_are_told(shop: Shop, here: None):
@@ -223,6 +282,10 @@ def test_what_cannot_be_kept_is_refused_before_it_is_written(shop: Shop, here: N
         statement = upsert(instruments).from_select(["symbol"], query)
         with run.engine.begin() as connection, pytest.raises(HeliosError, match="takes its rows from a query"):
             connection.execute(statement.on_conflict_do_update(index_elements=["symbol"], set_={"v": 1}))
+        gone = delete(Fill).where(Fill.order_id < 3).returning(Fill.order_id).cte()
+        statement = update(instruments).where(instruments.c.id.in_(select(gone.c.order_id))).values(v=1)
+        with run.engine.begin() as connection, pytest.raises(HeliosError, match="finds its rows by another write"):
+            connection.execute(statement)
     assert before == shop.digest()
 
 

@@ -7,23 +7,27 @@ text SQL, a driver's cursor, triggers, cascades - which is told when it commits.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Delete, Engine, Insert, Table, Update, event
+from sqlalchemy import Connection, Delete, Engine, Insert, Select, TableClause, Update, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.expression import SavepointClause
+from sqlalchemy.util import immutabledict
 
 from helios import label
 from helios.errors import HeliosError
-from helios.names import function_name
+from helios.names import function_name, quoted
 from helios.testing.places import AsIs, conflicting, inserted, kept, matching
 
 STATE = "helios.testing.images"  # where a connection keeps what a run knows of its transaction
 LABELS = "helios.testing.images.labels"  # and whether it belongs to a run
 OPEN = 2  # libpq's number for a transaction that has begun, has not failed, and is not at work
+QUERYLESS = re.compile(r"(?:\s|--[^\n]*|/\*.*?\*/)*(?:SET|LOCK)\b", re.IGNORECASE | re.DOTALL)
+WRITTEN = re.compile(r"(?:INSERT|UPDATE|DELETE|MERGE|COPY|TRUNCATE)\b\D*(?:\d+ )?(\d*)")  # what libpq says was done
 
 Unseen = Callable[[str, int], None]
 Counts = dict[int, tuple[int, int]]  # of each table the rows written so far, and the number of the file it lies in
@@ -56,7 +60,8 @@ class Images:
 
     def __init__(self, log: str, run: int, tables: Mapping[tuple[str, str], int], unseen: Unseen) -> None:
         self.log, self.run, self.tables, self.unseen = log, run, tables, unseen
-        self.names = {number: name for (_, name), number in tables.items()}
+        self.spaces = {number: space_and_name for space_and_name, number in tables.items()}
+        self.names = {number: name for number, (_, name) in self.spaces.items()}
         self.place = f"{STATE}.{run}"
 
     def listen(self) -> None:
@@ -74,12 +79,14 @@ class Images:
             ("begin", self._begun),
             ("begin_twophase", self._begun),
             ("before_cursor_execute", self._first),
+            ("after_cursor_execute", self._autocommitted),
             ("before_execute", self._before),
             ("after_execute", self._after),
             ("rollback_savepoint", self._rolled_back),
             ("rollback", self._rolling_back),
             ("commit", self._committing),
-            ("prepare_twophase", self._committing),
+            ("prepare_twophase", self._ending),
+            ("commit_twophase", self._ending),  # one that was not prepared
         )
 
     def _begun(self, connection: Connection, _xid: object = None) -> None:
@@ -88,10 +95,23 @@ class Images:
             connection.info[self.place] = Watched()
 
     def _first(self, connection: Connection, _cursor: object, statement: str, *_: object) -> None:
-        """Count before the first statement; not before SET TRANSACTION, which bears no query before it."""
+        """Count before the first statement; not before SET TRANSACTION and LOCK, which bear no query before them.
+
+        The snapshot of a transaction that is not READ COMMITTED would be older than the lock.
+        """
         state: Watched | None = connection.info.get(self.place)
-        if state is not None and state.counted is None and statement.lstrip()[:3].upper() != "SET":
+        if state is not None and state.counted is None and not QUERYLESS.match(statement):
             self._state(connection)
+
+    def _autocommitted(self, connection: Connection, cursor: Any, statement: str, *_: object) -> None:  # noqa: ANN401 - a driver's
+        """Tell what text SQL wrote in autocommit, where nothing can be counted: the tables are those that it names."""
+        if self.place in connection.info or not libpq(connection) or not autocommits(connection):
+            return
+        said = WRITTEN.match(getattr(getattr(cursor, "_cursor", cursor), "statusmessage", None) or "")
+        if said is not None and said[1] != "0" and self._labelled(connection):
+            for name in self.names.values():
+                if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", statement, re.IGNORECASE):
+                    self.unseen(name, int(said[1] or 0))
 
     def _state(self, connection: Connection) -> Watched | None:
         """Give what is known of a transaction; None of one that does not belong to the run."""
@@ -104,14 +124,16 @@ class Images:
         return state
 
     def _labelled(self, connection: Connection) -> bool:
-        """Tell whether a connection belongs to the run, as a role that may write, in the log's database; asked once."""
-        known: dict[int, bool] = connection.info.setdefault(LABELS, {})
+        """Tell whether a connection belongs to the run."""
+        return self._label(connection) == str(self.run)
+
+    def _label(self, connection: Connection) -> str:
+        """Give a connection's label, if it is to the database that holds the log; asked once of each."""
+        known: dict[int, str] = connection.info.setdefault(LABELS, {})
         if self.run not in known:
-            question = (
-                "SELECT current_setting(%s, true), has_schema_privilege(to_regnamespace(quote_ident(%s)), 'USAGE')"
-            )
-            (found,) = ask(connection, question, label.SETTING, self.log)
-            known[self.run] = found == (str(self.run), True)
+            question = "SELECT current_setting(%s, true), to_regprocedure(%s) IS NOT NULL"
+            ((found, here),) = ask(connection, question, label.SETTING, self._function("counted()"))
+            known[self.run] = found or "" if here else ""
         return known[self.run]
 
     def _before(self, connection: Connection, statement: Any, many: Any, one: Any, options: Any) -> None:  # noqa: ANN401 - SQLAlchemy's
@@ -120,7 +142,7 @@ class Images:
         table = self._target(connection, statement, options)
         if table is None:
             return
-        if not connection.in_transaction():
+        if connection.get_transaction() is None:
             connection.begin()  # as SQLAlchemy would in a moment
         if autocommits(connection) and self._labelled(connection):
             raise HeliosError(
@@ -128,6 +150,8 @@ class Images:
                 "the same transaction: use a transaction"
             )
         if (state := self._state(connection)) is None:
+            if self._label(connection):  # another run's: refused if that is over, as where triggers are
+                self._call(connection, "look(%s::oid)", table)
             return
         ((own, command, step, *counters),) = self._call(connection, "look(%s::oid)", table)
         before = Moment(table, own, command, step, (counters[0], counters[1], counters[2]))
@@ -140,8 +164,7 @@ class Images:
         what = "D" if isinstance(statement, Delete) else "U"
         call = f"{self._function('image')}({table}::oid, '{what}'"
         for criterion, values in wanted:
-            found = kept(statement.table, criterion, call, lock=what)
-            connection.execute(found, values, execution_options=translated(options))
+            find(connection, kept(statement.table, criterion, call, lock=what), values, options)
         state.before = before
 
     def _after(
@@ -163,17 +186,23 @@ class Images:
         state.seen[before.table] += new + updated + deleted
         if isinstance(statement, Insert):
             # a row that was updated, and not kept before, must never be taken for one that was inserted
-            wrong = updated > touched and not isinstance(statement._post_values_clause, AsIs)  # noqa: SLF001 - no other way
-            entered = self._enter(connection, before, statement, options, result) if updated == touched else 0
-            if entered < new and updated == touched:
-                entered += self._scan(connection, before)
+            clear = updated == touched or self._written(connection, before) - touched <= new - deleted
+            wrong = not clear and not isinstance(statement._post_values_clause, AsIs)  # noqa: SLF001 - no other way
+            entered = 0
+            if clear:
+                updated = touched  # more of them are rows that were inserted, and then updated
+                if moved:
+                    entered = self._part_keys(connection, before) - moved
+                else:
+                    entered = self._enter(connection, before, statement, options, result)
+                    entered += self._scan(connection, before) if entered < new else 0
             surplus = new + updated + deleted - entered - touched
         else:
             wrong = not result.context.executemany and result.rowcount > touched
             # a row that goes to another partition counts as one inserted and one deleted
             surplus = new + updated + (deleted if isinstance(statement, Delete) else 0) - touched
             if moved and not surplus:
-                self._call(connection, "part_keys(%s::oid, %s, %s, %s)", *place)
+                self._part_keys(connection, before)
         if surplus > 0:
             state.unseen[before.table] += surplus
         if wrong:
@@ -189,10 +218,7 @@ class Images:
         entered = 0
         for criterion in inserted(statement.table, result.context.inserted_primary_key_rows):
             found = kept(statement.table, criterion, call)
-            entered += connection.execute(
-                found,
-                execution_options=translated(options) | {"compiled_cache": None},  # no two calls are alike
-            ).scalar_one()
+            entered += find(connection, found, {}, options)
         return entered
 
     def _scan(self, connection: Connection, before: Moment) -> int:
@@ -200,6 +226,19 @@ class Images:
         call = "enter(%s::oid, %s, %s, %s, NULL, NULL)"
         ((entered,),) = self._call(connection, call, before.table, before.own, before.command, before.step)
         return int(entered)
+
+    def _part_keys(self, connection: Connection, before: Moment) -> int:
+        """Enter rows that went to other keys, old and new; gives the number of the new."""
+        call = "part_keys(%s::oid, %s, %s, %s)"
+        ((entered,),) = self._call(connection, call, before.table, before.own, before.command, before.step)
+        return int(entered)
+
+    def _written(self, connection: Connection, before: Moment) -> int:
+        """Count the rows that a statement wrote and that are there: it takes reading the table."""
+        name = ".".join(map(quoted, self.spaces[before.table])).replace("%", "%%")
+        question = f"SELECT count(*) FROM {name} WHERE xmin = %s::xid AND cmin::text::bigint > %s"
+        ((rows,),) = ask(connection, question, before.own, before.command)
+        return int(rows)
 
     def _savepoint(self, connection: Connection, name: str) -> None:
         if (state := self._state(connection)) is not None:
@@ -210,7 +249,7 @@ class Images:
         """Forget what was written since; the server goes on counting it, so it is asked anew, after the rollback."""
         state: Watched | None = connection.info.get(self.place)
         if state is not None and name in state.savepoints and not connection.invalidated:
-            connection.dialect.do_rollback_to_savepoint(connection, name)  # SQLAlchemy does it once more
+            ask(connection, f"ROLLBACK TO SAVEPOINT {quoted(name)}")  # SQLAlchemy does it once more
             state.counted, state.unseen = self._count(connection), state.savepoints[name].copy()
             state.seen.clear()
 
@@ -218,11 +257,20 @@ class Images:
         if not connection.invalidated and connection.info.pop(self.place, None) is not None:
             self._sum_up(connection)
 
-    def _committing(self, connection: Connection, _xid: object = None) -> None:
+    def _committing(self, connection: Connection) -> None:
+        try:
+            self._ending(connection)
+        except DBAPIError:
+            if not connection.invalidated:  # a COMMIT that fails ends the transaction too
+                connection.dialect.do_rollback(connection.connection)
+            raise
+
+    def _ending(self, connection: Connection, *_: object) -> None:
         state: Watched | None = connection.info.pop(self.place, None)
         if state is None or not opened(connection) or not self._labelled(connection):
             return
         state.counted = state.counted or {}  # where only a driver's cursor was used, all that is counted is its own
+        ask(connection, "SET CONSTRAINTS ALL IMMEDIATE")  # deferred triggers write now, and not after the count
         self._compare(connection, state)
         self._sum_up(connection)
         for table, rows in state.unseen.items():
@@ -257,7 +305,7 @@ class Images:
 
     def _target(self, connection: Connection, statement: object, options: Any) -> int | None:  # noqa: ANN401 - SQLAlchemy's
         """Find the table that a statement writes to, if nobody else keeps its images."""
-        if not isinstance(statement, Insert | Update | Delete) or not isinstance(statement.table, Table):
+        if not isinstance(statement, Insert | Update | Delete) or not isinstance(statement.table, TableClause):
             return None
         if not libpq(connection):
             return None
@@ -272,15 +320,36 @@ def ask(connection: Connection, question: str, *values: object) -> list[tuple[An
         DBAPIError: as if the statement at hand had failed.
 
     """
-    driver_error = connection.dialect.loaded_dbapi.Error
     cursor = connection.connection.cursor()
     try:
         cursor.execute(question, values or None)
-        return [tuple(row) for row in cursor.fetchall()]
-    except driver_error as error:
-        raise DBAPIError.instance(question, values, error, driver_error, dialect=connection.dialect) from error
+        return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+    except connection.dialect.loaded_dbapi.Error as error:
+        connection._handle_dbapi_exception(error, question, values, cursor, None)  # noqa: SLF001 - no other way
     finally:
         cursor.close()
+
+
+def find(connection: Connection, query: Select[Any], values: Mapping[str, Any], options: Any) -> int:  # noqa: ANN401 - SQLAlchemy's
+    """Ask for a number in the same way, by a query of SQLAlchemy's.
+
+    Raises:
+        DBAPIError: as if the statement at hand had failed.
+
+    """
+    dialect = connection.dialect
+    wanted = immutabledict(translated(options))
+    compiled = query.compile(dialect=dialect, column_keys=sorted(values), **wanted)
+    context = dialect.execution_ctx_cls._init_compiled(  # noqa: SLF001 - no other way
+        dialect, connection, connection.connection, wanted, compiled, [dict(values)], query, None
+    )
+    try:
+        dialect.do_execute(context.cursor, context.statement, context.parameters[0], context)
+        return int(context.cursor.fetchall()[0][0])
+    except dialect.loaded_dbapi.Error as error:
+        connection._handle_dbapi_exception(error, context.statement, values, context.cursor, context)  # noqa: SLF001 - as above
+    finally:
+        context.cursor.close()
 
 
 def driver(connection: Connection) -> Any:  # noqa: ANN401 - psycopg2's or psycopg's

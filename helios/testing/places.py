@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
+    BindParameter,
     ColumnElement,
     Constraint,
     Delete,
@@ -14,6 +16,7 @@ from sqlalchemy import (
     Update,
     and_,
     false,
+    literal,
     literal_column,
     or_,
     select,
@@ -21,6 +24,7 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.dialects.postgresql.dml import OnConflictDoNothing, OnConflictDoUpdate
+from sqlalchemy.sql import visitors
 from sqlalchemy.sql.expression import ColumnClause
 
 from helios.errors import HeliosError
@@ -35,7 +39,19 @@ def kept(table: Any, criterion: ColumnElement[bool], call: str, *, lock: str = "
     """Hand the places of rows to a function of the log, as the last of a call.
 
     What is to be updated (U) or deleted (D) is locked, and no more than by the statement itself.
+
+    Raises:
+        HeliosError: looking for the rows would write.
+
     """
+    if any(
+        isinstance(each, CTE) and isinstance(each.element, Insert | Update | Delete)
+        for each in visitors.iterate(criterion)
+    ):
+        raise HeliosError(
+            f"a write to {table.fullname} finds its rows by another write, a CTE, which would be done twice to keep "
+            "them as they were before: write one after the other"
+        )
     part = ColumnClause[Any]("tableoid", _selectable=table).label("helios_part")
     place = ColumnClause[Any]("ctid", _selectable=table).label("helios_place")
     found = select(part, place).select_from(table).where(criterion)
@@ -52,7 +68,7 @@ def matching(statement: Update | Delete) -> ColumnElement[bool]:
 
 def inserted(table: Any, keys: Iterable[Any]) -> Iterator[ColumnElement[bool]]:  # noqa: ANN401 - as above
     """Say by their keys which rows an INSERT has made, as far as it knows them."""
-    columns = list(table.primary_key.columns)
+    columns = list(table.primary_key)
     known = [tuple(key) for key in keys if key is not None and all(each is not None for each in key)]
     for first in range(0, len(known) if columns else 0, AT_ONCE):
         yield tuple_(*columns).in_(known[first : first + AT_ONCE])
@@ -82,8 +98,10 @@ def conflict_columns(statement: Insert, clause: OnConflictDoUpdate) -> list[Any]
     if isinstance(clause.constraint_target, Constraint):
         named = clause.constraint_target.columns
     elif clause.constraint_target is not None:
-        named = next((each.columns for each in table.constraints if each.name == clause.constraint_target), ())
-    columns = [table.c.get(each if isinstance(each, str) else getattr(each, "key", "")) for each in named]
+        constraints = getattr(table, "constraints", ())
+        named = next((each.columns for each in constraints if each.name == clause.constraint_target), ())
+    names = {each.name: each for each in table.columns}
+    columns = [names.get(each.name if isinstance(each, ColumnClause) else each) for each in named]
     if not columns or any(each is None for each in columns):
         raise HeliosError(
             f"an upsert into {table.fullname} names no columns by which rows conflict, so the rows that it updates "
@@ -101,15 +119,26 @@ def proposed(statement: Insert, parameters: Values) -> Iterator[dict[str, Any]]:
     """
     table: Any = statement.table
     lists = statement._multi_values  # noqa: SLF001 - as above
-    rows: list[Mapping[Any, Any]] = [row for each in lists for row in each] or [statement._values or {}]  # type: ignore[misc] # noqa: SLF001
+    rows: list[Any] = [row for each in lists for row in each] or [statement._values or {}]  # noqa: SLF001
     if statement.select is not None:
         raise HeliosError(
             f"an upsert into {table.fullname} takes its rows from a query, so those that it updates could not be "
             "undone: read the rows first, and hand them over as values"
         )
     for row in rows:
-        values = {getattr(key, "key", key): value for key, value in row.items()} | dict(parameters)
-        yield Proposed(table.fullname, values)
+        pairs = row.items() if isinstance(row, Mapping) else zip(table.columns, row, strict=False)
+        values = {str(getattr(key, "key", key)): filled(value, parameters) for key, value in pairs}
+        yield Proposed(table.fullname, values | dict(parameters))
+
+
+def filled(value: Any, parameters: Values) -> Any:  # noqa: ANN401 - a value, or an expression
+    """Put the parameters of a statement into an expression."""
+
+    def given(element: Any, **_: Any) -> Any:  # noqa: ANN401 - SQLAlchemy's
+        known = isinstance(element, BindParameter) and element.key in parameters
+        return literal(parameters[element.key], element.type) if known else None
+
+    return visitors.replacement_traverse(value, {}, given) if isinstance(value, ColumnElement) else value
 
 
 class Proposed(dict[str, Any]):
