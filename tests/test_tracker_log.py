@@ -180,6 +180,19 @@ def test_keys_that_change(run: Run):
         connection.execute(update(table(run, "seats")).where(table(run, "seats").c.id == 10).values(id=11))
 
 
+def test_rows_that_are_written_more_than_once(run: Run):
+    """Parameters of which the second finds what the first has written, a value or a key."""
+    swaps = table(run, "swaps")
+    chains = ((swaps.c.b, [(1, 2000), (2000, 3000), (3, 4000)]), (swaps.c.id, [(15, 115), (115, 215)]))
+    with run.engine.begin() as connection:
+        for changed, steps in chains:
+            statement = update(swaps).where(changed == bindparam("old")).values({changed: bindparam("new")})
+            connection.execute(statement, [{"old": old, "new": new} for old, new in steps])
+        assert [(1, 3000), (215, 15)] == connection.execute(
+            select(swaps.c.id, swaps.c.b).where(swaps.c.id.in_([1, 15, 115, 215])).order_by(swaps.c.id)
+        ).all()
+
+
 def test_upserts(run: Run):
     """Rows that were there and rows that were not, by key, by another unique column, by a constraint's name."""
     swaps = table(run, "swaps")

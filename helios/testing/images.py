@@ -201,6 +201,8 @@ class Images:
             wrong = not result.context.executemany and result.rowcount > touched
             # a row that goes to another partition counts as one inserted and one deleted
             surplus = new + updated + (deleted if isinstance(statement, Delete) else 0) - touched
+            if surplus > 0 and deleted <= new and self._written(connection, before) <= touched:
+                surplus = 0  # rows that were kept, and written more than once
             if moved and not surplus:
                 self._part_keys(connection, before)
         if surplus > 0:
