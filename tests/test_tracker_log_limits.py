@@ -102,15 +102,37 @@ def test_triggers_and_cascades_are_told(shop: Shop, here: None):
     run_sql(shop.owner, "DELETE FROM shop.instruments WHERE id = 950")
 
 
+def test_a_trigger_that_stamps_at_the_undo(shop: Shop, here: None):
+    """What it makes of the row is not what was there: that row is kept, the rest undone, and the next run may begin."""
+    before = shop.digest()
+    run = Run.begin(subject(shop))
+    stamped = table(run, "stamped")
+    with run.engine.begin() as connection:
+        connection.execute(update(stamped).where(stamped.c.id == 1).values(v=50))
+        connection.execute(delete(stamped).where(stamped.c.id == 2))
+        connection.execute(insert(stamped), {"id": 500})
+        connection.execute(update(table(run, "swaps")).values(b=0))
+    run.end()
+    assert [] == run.failures
+    assert ["stamped 2: its triggers would write at the undo: stamp"] == run.scopes[-1].left
+    again = Run.begin(subject(shop))
+    again.end()
+    assert ([], [(1,)]) == (again.failures, shop.rows("SELECT count(*) FROM shop.stamped WHERE v = 50 OR id = 500"))
+    run_sql(shop.owner, "ALTER TABLE shop.stamped DISABLE TRIGGER stamp")
+    sweep(subject(shop))
+    run_sql(shop.owner, "ALTER TABLE shop.stamped ENABLE TRIGGER stamp")
+    assert before == shop.digest()
+
+
 def test_what_deferred_triggers_write_is_told(shop: Shop, here: None):
-    """They write when the transaction commits; so the undo, at which this one would write again, is refused."""
+    """They write when the transaction commits; this one would write again at the undo, so its rows are kept."""
     before = shop.digest()
     run = Run.begin(subject(shop))
     with run.engine.begin() as connection:
         connection.execute(insert(table(run, "parts")), {"id": 100, "whole": 3, "v": 9})
     run.end()
     assert [("wholes", 1)] == [(each.table, each.rows) for each in run.tracker.unseen]
-    assert 1 == len(run.failures)
+    assert ["parts 1: its triggers would write at the undo: sum_up"] == run.scopes[-1].left
     run_sql(shop.owner, "ALTER TABLE shop.parts DISABLE TRIGGER sum_up")
     sweep(subject(shop))
     run_sql(
@@ -185,15 +207,17 @@ def test_copy_and_truncate_are_told(shop: Shop, here: None):
 
 
 def test_a_trigger_that_writes_at_the_undo(shop: Shop, here: None):
-    """It would leave a line of history that nobody wrote: refused, and done once the trigger lets it pass."""
+    """It would leave a line of history that nobody wrote: its rows are kept until the trigger lets them pass."""
     before = shop.digest()
     run = Run.begin(subject(shop))
     with run.engine.begin() as connection:
         connection.execute(update(table(run, "audited")).where(table(run, "audited").c.id == 1).values(v=50))
+        connection.execute(update(table(run, "swaps")).values(b=0))
     run.end()
     assert ["history"] == [each.table for each in run.tracker.unseen]
-    assert 1 == len(run.failures)
-    assert "1 rows more than were to be undone would be written" in run.failures[0]
+    assert [] == run.failures
+    assert ["audited 1: its triggers would write at the undo: write_history"] == run.scopes[-1].left
+    assert [] == shop.rows("SELECT FROM shop.swaps WHERE b = 0"), "what no trigger holds back is undone"
     assert [(50,)] == shop.rows("SELECT v FROM shop.audited WHERE id = 1")
     run_sql(shop.owner, "ALTER TABLE shop.audited DISABLE TRIGGER write_history")
     sweep(subject(shop))

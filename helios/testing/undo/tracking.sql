@@ -135,10 +135,31 @@ DECLARE
              WHERE k.rel = ANY (touched) AND NOT k.watched)]) AS each (was, now, wanted));
 BEGIN
     IF more > 0 THEN
-        RAISE data_exception USING
+        RAISE EXCEPTION USING
+            ERRCODE = 'HU002',
             MESSAGE = format('%s rows more than were to be undone would be written: a trigger of the tables does so', more),
             HINT = 'Let the trigger pass where current_setting(''helios.undoing'', true) is not empty.';
     END IF;
+END
+$$;
+
+-- So the rows are kept at whose undo triggers of the product would run, and all others are undone.
+CREATE OR REPLACE FUNCTION _spare(touched oid[]) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    t record;
+BEGIN
+    FOR t IN
+        SELECT k.plan, bit_or(tgtype) AS fires, string_agg(DISTINCT quote_ident(tgname), ', ') AS triggers
+        FROM _tables AS k, LATERAL (SELECT k.rel AS part UNION SELECT relid FROM pg_partition_tree(k.rel)) AS parts
+        JOIN pg_trigger ON tgrelid = part AND NOT tgisinternal AND tgenabled IN ('O', 'A')
+        WHERE k.rel = ANY (touched) AND NOT k.watched GROUP BY k.plan
+    LOOP
+        EXECUTE format('UPDATE %s SET helios_act = ''K'', helios_why = %L WHERE $1 & CASE helios_act '
+                       'WHEN ''I'' THEN 4 WHEN ''D'' THEN 8 WHEN ''X'' THEN 12 WHEN ''U'' THEN 16 ELSE 0 END <> 0',
+                       t.plan, 'its triggers would write at the undo: ' || t.triggers)
+        USING t.fires::integer;
+    END LOOP;
 END
 $$;
 

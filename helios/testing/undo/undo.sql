@@ -1,7 +1,7 @@
 -- The undo itself. Run with search_path set to the log's schema, then pg_temp; each function keeps that path as its own.
 --
 -- Errors of its own: HU001 says that somebody changed a row meanwhile, or that the short way does not do: it is tried
--- again, the long way.
+-- again, the long way. HU002, that a trigger meddles which nothing holds back: once more, and its rows are spared.
 
 CREATE TYPE _change AS (rel text, what text, count bigint, why text);
 CREATE TYPE _entries AS (rel oid, kind "char", entries bigint, own xid[]);
@@ -12,6 +12,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET enable_mergej
 SET work_mem TO '64MB' SET plan_cache_mode TO force_generic_plan SET jit TO off AS $$
 DECLARE
     written _entries[]; own xid[]; changes _change[]; short record; failed integer := 0; many boolean; most boolean;
+    spare boolean := false;
 BEGIN
     -- Not waiting for the disk is safe: what a crash forgets of an undo, it forgets together with the log's changes.
     PERFORM set_config('synchronous_commit', 'off', true), set_config('lock_timeout', patience::text, true);
@@ -41,7 +42,7 @@ BEGIN
                 short.left_to := ARRAY(SELECT w.rel FROM unnest(written) AS w);
             END IF;
             IF short.left_to <> '{}' THEN
-                changes := changes || _long_way(runs, since, own, many, short.left_to);
+                changes := changes || _long_way(runs, since, own, many, short.left_to, spare);
             END IF;
             EXIT;
         EXCEPTION WHEN SQLSTATE 'HU001' OR foreign_key_violation OR unique_violation THEN
@@ -49,6 +50,12 @@ BEGIN
             IF failed > 3 THEN
                 RAISE;
             END IF;
+        WHEN SQLSTATE 'HU002' THEN
+            IF spare THEN
+                RAISE;
+            END IF;
+            spare := true;
+            failed := greatest(failed, 1);
         END;
     END LOOP;
     IF since = 0 THEN
@@ -232,7 +239,8 @@ $$;
 
 -- The long way, for tables of any history: plan, take out of the plan what would harm others, act in one statement,
 -- compare.
-CREATE OR REPLACE FUNCTION _long_way(runs bigint[], since bigint, own xid[], many boolean, touched oid[])
+CREATE OR REPLACE FUNCTION _long_way(
+    runs bigint[], since bigint, own xid[], many boolean, touched oid[], spare boolean)
 RETURNS _change[] LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     changes _change[];
@@ -241,6 +249,9 @@ DECLARE
 BEGIN
     PERFORM set_config('helios.undoing', 'long', true);
     PERFORM _make_plans(runs, since, own, many, touched);
+    IF spare THEN
+        PERFORM _spare(touched);
+    END IF;
     PERFORM _settle(runs, since, own, many, touched);
     SELECT jsonb_object_agg(rel, _acts(plan)) INTO acts FROM _tables WHERE rel = ANY (touched);
     before := _sums();
@@ -436,7 +447,9 @@ $$;
 CREATE OR REPLACE FUNCTION _refuse_unlike(count bigint, name text) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    RAISE data_exception USING
+    RAISE EXCEPTION USING
+        ERRCODE = (SELECT CASE WHEN watched THEN 'data_exception' ELSE 'HU002' END FROM _tables AS k
+                   WHERE k.name = _refuse_unlike.name),
         MESSAGE = format('%s rows of %s would not be what they were: a trigger changes what is written back', count, name),
         HINT = 'Let the trigger pass where current_setting(''helios.undoing'', true) is not empty.';
 END
