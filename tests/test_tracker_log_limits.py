@@ -19,6 +19,7 @@ from sqlalchemy import (
     create_engine,
     delete,
     event,
+    func,
     insert,
     select,
     text,
@@ -181,6 +182,22 @@ def test_a_pool_that_outlives_its_run_is_refused(shop: Shop, here: None):
             connection.execute(change)
     engine.dispose()
     assert before == shop.digest()
+
+
+def test_a_role_that_is_not_let_into_the_log(shop: Shop, here: None):
+    """It reads as ever, though it carries the label; what it would write is refused."""
+    before = shop.digest()
+    with tracked("undo_shop:Base"):
+        run_sql(shop.admin, "REVOKE USAGE ON SCHEMA shop_undo FROM PUBLIC")
+        engine = engine_of(shop.neighbour)
+        with engine.begin() as connection:
+            connection.execute(text("SET LOCAL search_path TO shop"))
+        with engine.begin() as connection:
+            assert 20 == connection.scalar(select(func.count()).select_from(Instrument))
+        with engine.begin() as connection, pytest.raises(DBAPIError, match="permission denied for schema shop_undo"):
+            connection.execute(update(Instrument).values(v=9))
+    assert before == shop.digest()
+    fresh_log(shop)
 
 
 def test_copy_and_truncate_are_told(shop: Shop, here: None):

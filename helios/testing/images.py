@@ -26,8 +26,13 @@ from helios.testing.places import AsIs, conflicting, inserted, kept, matching
 STATE = "helios.testing.images"  # where a connection keeps what a run knows of its transaction
 LABELS = "helios.testing.images.labels"  # and whether it belongs to a run
 OPEN = 2  # libpq's number for a transaction that has begun, has not failed, and is not at work
-QUERYLESS = re.compile(r"(?:\s|--[^\n]*|/\*.*?\*/)*(?:SET|LOCK)\b", re.IGNORECASE | re.DOTALL)
+QUERYLESS = re.compile(r"(?>\s+|--[^\n]*|/\*.*?\*/)*+(?:SET|LOCK)\b", re.IGNORECASE | re.DOTALL)
 WRITTEN = re.compile(r"(?:INSERT|UPDATE|DELETE|MERGE|COPY|TRUNCATE)\b\D*(?:\d+ )?(\d*)")  # what libpq says was done
+CARRIED = """
+    SELECT coalesce(current_setting(%s, true), ''),
+           has_schema_privilege(pronamespace, 'USAGE') AND has_function_privilege(pg_proc.oid, 'EXECUTE')
+    FROM pg_proc JOIN pg_namespace ON pg_namespace.oid = pronamespace WHERE nspname = %s AND proname = 'counted'
+"""
 
 Unseen = Callable[[str, int], None]
 Counts = dict[int, tuple[int, int]]  # of each table the rows written so far, and the number of the file it lies in
@@ -124,16 +129,15 @@ class Images:
         return state
 
     def _labelled(self, connection: Connection) -> bool:
-        """Tell whether a connection belongs to the run."""
-        return self._label(connection) == str(self.run)
+        """Tell whether a connection belongs to the run, and its role is let into the log."""
+        return self._carried(connection) == (str(self.run), True)
 
-    def _label(self, connection: Connection) -> str:
-        """Give a connection's label, if it is to the database that holds the log; asked once of each."""
-        known: dict[int, str] = connection.info.setdefault(LABELS, {})
+    def _carried(self, connection: Connection) -> tuple[str, bool]:
+        """Give a connection's label, where such a log is, and whether its role is let in; asked once of each."""
+        known: dict[int, tuple[str, bool]] = connection.info.setdefault(LABELS, {})
         if self.run not in known:
-            question = "SELECT current_setting(%s, true), to_regprocedure(%s) IS NOT NULL"
-            ((found, here),) = ask(connection, question, label.SETTING, self._function("counted()"))
-            known[self.run] = found or "" if here else ""
+            found = ask(connection, CARRIED, label.SETTING, self.log)
+            known[self.run] = found[0] if found else ("", False)
         return known[self.run]
 
     def _before(self, connection: Connection, statement: Any, many: Any, one: Any, options: Any) -> None:  # noqa: ANN401 - SQLAlchemy's
@@ -150,7 +154,7 @@ class Images:
                 "the same transaction: use a transaction"
             )
         if (state := self._state(connection)) is None:
-            if self._label(connection):  # another run's: refused if that is over, as where triggers are
+            if self._carried(connection)[0]:  # refused if the role is not let in, or of a run that is over
                 self._call(connection, "look(%s::oid)", table)
             return
         ((own, command, step, *counters),) = self._call(connection, "look(%s::oid)", table)
