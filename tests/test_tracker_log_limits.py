@@ -188,7 +188,7 @@ def test_a_role_that_is_not_let_into_the_log(shop: Shop, here: None):
     """It reads as ever, though it carries the label; what it would write is refused."""
     before = shop.digest()
     with tracked("undo_shop:Base"):
-        run_sql(shop.admin, "REVOKE USAGE ON SCHEMA shop_undo FROM PUBLIC")
+        run_sql(shop.admin, f"REVOKE USAGE ON SCHEMA shop_undo FROM PUBLIC, {shop.neighbour.username}")
         engine = engine_of(shop.neighbour)
         with engine.begin() as connection:
             connection.execute(text("SET LOCAL search_path TO shop"))
