@@ -78,12 +78,12 @@ def test_the_log_is_the_owner_s_and_closed_to_others(shop: Shop) -> None:
 
 
 def test_every_function_has_its_own_search_path_or_names_every_schema(shop: Shop) -> None:
-    """Only what runs for each row has none, for speed; an operator or table of the caller's cannot slip in there."""
+    """Only what each write calls has none, for speed; an operator or table of the caller's cannot slip in there."""
     found = shop.rows(
         """SELECT DISTINCT regexp_replace(proname, '[0-9]+$', '') FROM pg_proc
            WHERE pronamespace = 'shop_undo'::regnamespace AND proconfig IS NULL ORDER BY 1"""
     )
-    assert [("_inserted_",), ("_rows_",), ("_truncated_",)] == found
+    assert [("_guard_",), ("_inserted_",), ("_rows_",), ("_truncated_",)] == found
     with undone(shop) as run:
         run.write(
             "CREATE TEMP TABLE swaps (LIKE shop.swaps)",
@@ -226,6 +226,38 @@ def test_a_column_added_after_the_log_was_installed(shop: Shop, made: list[str])
         run.write("DELETE FROM shop.growing")
         run.undo()
         assert [(i, i, None) for i in range(1, 10)] == shop.rows("SELECT * FROM shop.growing ORDER BY id")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE shop.growing ALTER id TYPE bigint",
+        "ALTER TABLE shop.growing RENAME id TO number",
+        "ALTER TABLE shop.growing DROP CONSTRAINT growing_pkey, ADD PRIMARY KEY (id)",
+    ],
+    ids=["type", "name", "made anew"],
+)
+def test_a_key_that_changes_after_the_log_was_installed(shop: Shop, made: list[str], change: str) -> None:
+    """Rows that are only inserted are found by the key as it is by now, whether a connection wrote before or not."""
+    made.append("growing")
+    run_sql(
+        shop.owner,
+        "CREATE TABLE shop.growing (id integer PRIMARY KEY, v integer)",
+        "INSERT INTO shop.growing SELECT i, i FROM generate_series(1, 9) AS i",
+        f"GRANT ALL ON shop.growing TO {shop.writer.username}",
+    )
+    install(shop, *shop.tables, named("growing"))
+    number = 1 << 40 if "bigint" in change else 500
+    with running(shop) as run:
+        with run.engine().connect() as connection:
+            connection.exec_driver_sql("INSERT INTO shop.growing VALUES (100, 1), (101, 2)")
+            connection.rollback()
+            run_sql(shop.owner, change)
+            connection.exec_driver_sql(f"INSERT INTO shop.growing VALUES ({number}, 7)")
+            connection.commit()
+        run.write(f"INSERT INTO shop.growing VALUES ({number + 1}, 7)")
+        run.undo()
+        assert [(i, i) for i in range(1, 10)] == shop.rows("SELECT * FROM shop.growing ORDER BY 1")
 
 
 def test_keys_and_triggers_added_after_the_log_was_installed(shop: Shop, made: list[str]) -> None:

@@ -24,6 +24,7 @@ OPTIONS = {
     "wal_level": "replica",
     "max_prepared_transactions": "20",
     "max_connections": "100",
+    "shared_preload_libraries": "plpgsql",  # else each connection that fires a trigger loads it anew
     "log_checkpoints": "off",
     "logging_collector": "off",
 }
