@@ -451,6 +451,7 @@ def chaos(folder: Path, rounds: int, seed: int, most: int = 2) -> Counter[str]:
 
 def main() -> None:
     """Kill, or be killed."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has programs in the background ignore it
     if sys.argv[1] in ("victim", "child"):
         with suppress(KeyboardInterrupt):
             {"victim": victim, "child": child}[sys.argv[1]]()
