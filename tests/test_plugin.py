@@ -1,7 +1,9 @@
 """The pytest plugin, seen from outside: pytest runs in pytest, and what was there before is there afterwards."""
 
+import re
+
 import pytest
-from installation import engine_of, rows, run_sql
+from installation import engine_of, finish, rows, run_sql, start
 from kit import INI, Inner, content, keys
 from sqlalchemy import text
 
@@ -310,7 +312,7 @@ def test_a_database_that_is_not_for_tests_is_refused(inner, marker):
             environment.mark(connection, "helios_trading", "test")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
-        ["helios: a test run, which deletes and instruments, is refused in schema 'helios_trading'*"]
+        ["helios: a test run, which writes and deletes, is refused in schema 'helios_trading'*"]
     )
     result.stdout.no_fnmatch_line("*Traceback*")
 
@@ -443,6 +445,16 @@ def test_a_project_that_is_not_helios(shop):
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines(["*2 tables in schema public of postgresql://*"])
     result.stdout.fnmatch_lines(["undone: removed 8 (customers 8), restored 8 (*)"])
+
+
+def test_a_project_is_marked_as_the_refusal_says(shop):
+    """Its tables are in `public`, which nobody marked; the command that is told marks that schema, no other."""
+    run_sql(shop.database, "COMMENT ON SCHEMA public IS NULL")
+    result = shop.run("-x")
+    result.assert_outcomes(errors=1)
+    said = re.search("`helios (environment set test --schema public)`", result.stdout.str())
+    finish(start("helios.cli", *said.group(1).split(), env=shop.env))
+    shop.run().assert_outcomes(passed=4)
 
 
 ENV = """

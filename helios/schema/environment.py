@@ -6,6 +6,7 @@ trusted. A database without a marker, or with one that is not its own, counts as
 """
 
 import re
+import shlex
 from dataclasses import dataclass
 from typing import get_args
 
@@ -68,7 +69,7 @@ def mark(connection: Connection, schema: str, environment: Environment) -> None:
         raise SchemaError(f"schema {schema!r} does not exist: run `helios upgrade` first")
     if not row.mine:
         raise RightsError(
-            f"role {row.login!r} does not own schema {schema!r}: run `helios environment set {environment}` "
+            f"role {row.login!r} does not own schema {schema!r}: run `{command(environment, schema)}` "
             f"as a member of its owner, {row.owner!r}"
         )
     line = f"helios environment: {environment} (server {row.server}, database {row.database})"
@@ -95,5 +96,10 @@ def refuse_production(connection: Connection, schema: str, action: str) -> None:
     if marker.environment == "production":
         raise EnvironmentRefusedError(
             f"{action} is refused in schema {schema!r}: {marker.reason}; "
-            "where it holds nothing of value, run `helios environment set development` (or test) first"
+            f"where it holds nothing of value, run `{command('test', schema)}` (or development) first"
         )
+
+
+def command(environment: Environment, schema: str) -> str:
+    """Write the command that marks a schema; it is always named, as DATABASE_SCHEMA may name another one."""
+    return f"helios environment set {environment} --schema {shlex.quote(schema)}"

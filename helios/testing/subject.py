@@ -83,7 +83,7 @@ class Subject:
         if made:
             refuse_beside_production(connection, self.schema)
         else:
-            environment.refuse_production(connection, self.schema, "a test run, which deletes and instruments,")
+            environment.refuse_production(connection, self.schema, "a test run, which writes and deletes,")
         if self.helios:
             self.upgrade(connection, made=made)
         else:
