@@ -278,6 +278,24 @@ def test_what_a_failed_test_wrote_is_kept_on_demand(inner):
     inner.run("-k", "passes").stdout.fnmatch_lines(["repaired first: run * removed 1 (instruments 1)*"])
 
 
+def test_of_what_is_kept_it_is_not_said_that_nothing_was_written(inner):
+    """Where all that was written is kept, the summary says that, and nothing of undoing."""
+    inner.pytester.makepyfile(
+        """
+        from helios.models import Instrument
+
+        def test_fails(helios_session):
+            helios_session.add(Instrument(exchange="kit", market="spot", symbol="KEPT"))
+            helios_session.commit()
+            raise AssertionError
+        """
+    )
+    result = inner.run("--helios-keep")
+    result.stdout.fnmatch_lines(["*::test_fails failed: what it wrote is kept until *"])
+    result.stdout.no_fnmatch_line("undone: *")
+    finish(start("helios.cli", "sweep", env=inner.env))
+
+
 def test_nothing_happens_before_a_fixture_is_used(inner):
     """No heavy import, no handler, no label, no log; without the plugin, no option either."""
     inner.pytester.makepyfile(
@@ -455,6 +473,16 @@ def test_a_project_is_marked_as_the_refusal_says(shop):
     said = re.search("`helios (environment set test --schema public)`", result.stdout.str())
     finish(start("helios.cli", *said.group(1).split(), env=shop.env))
     shop.run().assert_outcomes(passed=4)
+
+
+def test_a_project_without_a_redis_is_told_what_helps(shop):
+    """Tables that are not Helios's own start no embedded Redis, so an extra would not help: REDIS_URL does."""
+    shop.env["REDIS_URL"] = ""
+    shop.pytester.makepyfile(test_shop="def test_shop(helios_redis): ...")
+    result = shop.run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*this run has no Redis*: set REDIS_URL; `helios up` starts an embedded one and *"])
+    result.stdout.no_fnmatch_line("*install the extra*")
 
 
 ENV = """

@@ -205,11 +205,21 @@ class Run:
 
         """
         if self.halves.redis is None:
-            raise HeliosError("this run has no Redis: set REDIS_URL, or install the extra helios[embedded]")
+            raise HeliosError(no_redis(helios=self.subject.helios))
         if self._redis is None:
             self._redis = db.create_redis(self.subject.settings)
             self._open.callback(self._redis.close)
         return self._redis
+
+
+def no_redis(*, helios: bool) -> str:
+    """Say what brings a Redis; beside tables that are not Helios's own, the embedded one is not started unasked."""
+    if helios:
+        return "this run has no Redis: set REDIS_URL, or install the extra helios[embedded]"
+    return (
+        "this run has no Redis, which a project with its own tables has to name: set REDIS_URL; "
+        "`helios up` starts an embedded one and shows its URL"
+    )
 
 
 def refuse_unlabelled(engine: Engine, run: int) -> None:

@@ -21,7 +21,9 @@ def tell(run: Run, *, kept: Iterable[str] = (), verbose: bool = False) -> tuple[
     said += [repaired(each) for each in run.repaired]
     if run.untriggered:
         said.append(untriggered(run.untriggered))
-    said.append(written([change for scope in run.scopes for change in scope.changes]))
+    changes = [change for scope in run.scopes for change in scope.changes]
+    if changes or not run.kept:
+        said.append(written(changes))
     said += [f"undone of runs that ended meanwhile: {counts(each.changes)}" for each in run.finished]
     if verbose:
         said += [f"{scope.test} inserted {inserted(scope.inserted)}" for scope in run.scopes if scope.inserted]
