@@ -41,6 +41,28 @@ def test_check_compares_and_exits_with_1_on_a_difference(scene):
     )
 
 
+def test_status_says_where_no_relay_ever_ran(upgraded, valkey):
+    """No date of 1970: `never`, for programs null; and a sentence says why the exit status is 1."""
+    env = variables(upgraded, REDIS_URL=valkey.render_as_string(hide_password=False))
+    said, talk = finish(start("helios.cli", "mirror", "status", env=env), expected=1)
+    assert "never" in said
+    assert "1970" not in said
+    assert "no relay has ever run here, so readers ask PostgreSQL: start one, `helios mirror run`\n" == talk
+    [told] = json.loads(finish(start("helios.cli", "mirror", "status", "--json", env=env), expected=1)[0])
+    assert told["last_batch_at"] is None
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [("heartbeat", "no relay runs, so readers ask PostgreSQL"), ("token", "stand at different batches")],
+)
+def test_status_says_why_its_exit_status_is_1(scene, key, sentence):
+    """A relay that ran once and is gone, and a Redis that stands elsewhere, are told apart."""
+    finish(start("helios.cli", "mirror", "rebuild", env=scene.env))
+    scene.client.delete(getattr(scene.place, key))
+    assert sentence in finish(start("helios.cli", "mirror", "status", env=scene.env), expected=1)[1]
+
+
 def test_check_says_so_where_no_relay_runs(scene):
     """What was not relayed is neither a difference nor all is well."""
     scene.run(f"UPDATE {SCHEMA}.tickers SET last_price = 2")

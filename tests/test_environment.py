@@ -101,7 +101,7 @@ def test_a_comment_of_others_stays(installed):
 def test_only_the_owner_marks(installed):
     """A login that may use the schema cannot say what it is for, and is told who can."""
     bot = login(installed, "bot", f"GRANT USAGE, CREATE ON SCHEMA {SCHEMA} TO {{login}}")
-    with pytest.raises(RightsError, match=r"does not own schema.*`helios environment set test --schema helios_trading`"):
+    with pytest.raises(RightsError, match=rf"does not own schema.*`helios environment set test --schema {SCHEMA}`"):
         mark(bot, "test")
     assert "production" == read(bot).environment
 

@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -159,5 +159,20 @@ def status(*, as_json: bool) -> int:
     """Show lag, backlog and the last rebuild; exit status 1 where no relay runs."""
     with reaching(Settings.from_environment()) as (engine, client):
         found = mirrors.statuses(engine, client)
-    show([asdict(each) for each in found], as_json=as_json, nothing="")
-    return 0 if all(each.relayed and each.together for each in found) else LEAST_BAD
+    never = None if as_json else "never"
+    rows = [asdict(each) | ({} if each.last_batch else {"last_batch_at": never}) for each in found]
+    show(rows, as_json=as_json, nothing="")
+    if lacking := amiss(found):
+        say(lacking)
+    return LEAST_BAD if lacking else 0
+
+
+def amiss(found: Sequence[mirrors.Status]) -> str:
+    """Say why the mirrors do not answer; nothing where they do."""
+    if all(each.relayed and each.together for each in found):
+        return ""
+    if not any(each.last_batch for each in found):
+        return "no relay has ever run here, so readers ask PostgreSQL: start one, `helios mirror run`"
+    if not all(each.relayed for each in found):
+        return "no relay runs, so readers ask PostgreSQL: start one, `helios mirror run`"
+    return "PostgreSQL and Redis stand at different batches, so readers ask PostgreSQL until the relay has caught up"
