@@ -76,6 +76,24 @@ def test_the_tables_may_be_named(env, kept_database):
         assert "write package.module:attribute" in talk
 
 
+@pytest.mark.parametrize("command", ["sweep", "orphans"])
+def test_tables_that_are_not_found_are_found_as_it_says(env, tmp_path, command):
+    """The option is named as it was written; with the PYTHONPATH that is told, the same command finds the tables."""
+    (tmp_path / "tea_shop.py").write_text("from helios.models import metadata\n")
+    run = [sys.executable, "-m", "helios.cli", command, "--metadata", "tea_shop:metadata"]
+    env = env | {
+        "PYTHONPATH": str(ROOT)
+    }  # -P: the folder itself is no place to import from, as for an installed helios
+    run.insert(1, "-P")
+    done = subprocess.run(run, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert 2 == done.returncode
+    assert "--metadata='tea_shop:metadata' cannot be imported: No module named 'tea_shop'" in done.stderr
+    assert "looked for on PYTHONPATH, such as PYTHONPATH=." in done.stderr
+    env["PYTHONPATH"] += ":."
+    done = subprocess.run(run, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "" == done.stderr.replace("no dead run\n", "")
+
+
 def test_a_run_that_lives_is_not_swept(env, kept_database):
     """Its lease is held, so a sweep beside it leaves it alone, and it undoes what it wrote by itself."""
     program = DIES.replace("os._exit(9)", "print('written', flush=True); input()")

@@ -10,7 +10,10 @@ from helios.testing.subject import subject_of
 from helios.testing.sweeping import sweep as undo_dead_runs
 
 metadata_option = click.option(
-    "--metadata", default="", metavar="MODULE:NAME", help="The tables, where they are not Helios's own."
+    "--metadata",
+    default="",
+    metavar="MODULE:NAME",
+    help="The tables, where they are not Helios's own; MODULE is looked for on PYTHONPATH, such as PYTHONPATH=. here.",
 )
 
 
@@ -19,7 +22,7 @@ metadata_option = click.option(
 @json_option
 def sweep(metadata: str, *, as_json: bool) -> None:
     """Undo what test runs that died left in PostgreSQL and Redis; a run that lives is left alone."""
-    repairs = undo_dead_runs(subject_of(metadata))
+    repairs = undo_dead_runs(subject_of(metadata, setting="--metadata"))
     rows = [
         {
             "runs": [str(run) for run in repair.runs],
@@ -46,7 +49,7 @@ def orphans(metadata: str, *, delete: bool, yes: bool, as_json: bool) -> int:
     Deleting is done under the undo log: what was deleted is counted, and comes back unless it is confirmed, also when
     this command is killed (then by `helios sweep`).
     """
-    subject = subject_of(metadata)
+    subject = subject_of(metadata, setting="--metadata")
     found = looking.find(subject)
     show([readable(each) for each in found], as_json=as_json, nothing="nothing looks like test data")
     doomed = [each for each in found if not each.real]

@@ -120,19 +120,22 @@ class Subject:
         return f"{tables}schema {self.schema} of {masked(url) if url else 'the embedded PostgreSQL'}"
 
 
-def subject_of(metadata: str = "", migrate: str = "", *, shared: bool = True) -> Subject:
+def subject_of(
+    metadata: str = "", migrate: str = "", *, shared: bool = True, setting: str = "helios_metadata"
+) -> Subject:
     """Find what is under test: `metadata` and `migrate` are written package.module:attribute, empty for Helios's own.
 
-    Unless `shared`, the tables of a worker of pytest-xdist are moved to a schema of its own.
+    Unless `shared`, the tables of a worker of pytest-xdist are moved to a schema of its own. `setting` is where the
+    caller read `metadata`, as an error names it.
 
     Raises:
         InputError: there is no such attribute, or it is no metadata.
 
     """
-    found = load(metadata or HELIOS, "helios_metadata")
+    found = load(metadata or HELIOS, setting)
     tables = found if isinstance(found, MetaData) else getattr(found, "metadata", None)
     if not isinstance(tables, MetaData):
-        raise InputError(f"helios_metadata={metadata!r} is {found!r}: name a MetaData, or a declarative base")
+        raise InputError(f"{setting}={metadata!r} is {found!r}: name a MetaData, or a declarative base")
     schema = tables.schema or next((each.schema for each in tables.tables.values() if each.schema), None) or "public"
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker and not shared and not schema.endswith(f"_{worker}"):
@@ -158,7 +161,9 @@ def load(name: str, setting: str) -> Any:  # noqa: ANN401 - whatever the project
     try:
         return getattr(importlib.import_module(module), attribute)
     except ImportError as error:
-        raise InputError(f"{setting}={name!r} cannot be imported: {error}") from None
+        lacking = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        where = "; it is looked for on PYTHONPATH, such as PYTHONPATH=. in your project's folder" if lacking else ""
+        raise InputError(f"{setting}={name!r} cannot be imported: {error}{where}") from None
     except AttributeError:
         raise InputError(f"{setting}={name!r}: module {module} has no {attribute!r}") from None
 
