@@ -17,6 +17,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
 from helios.mirrors import Place
+from helios.models import Market
+from helios.schema.roles import Roles
 from helios.settings import Settings, variable_of
 
 pytest_plugins = "pytester"
@@ -45,13 +47,19 @@ def test_the_lines_for_a_service_run(upgraded, tmp_path):
 
 
 def test_the_lines_for_a_test_run(pytester, kept_database, valkey):
-    """The second block of Python, as it stands, passes beside real data and leaves it as it was."""
+    """The second block of Python, as it stands, passes beside a real BTCUSDT of each market; all is as before."""
     inner = Inner(pytester, kept_database, valkey)
-    before = inner.state()
     block = blocks("python")[1]
     inner.pytester.makepyfile(block)
-    inner.run().assert_outcomes(passed=1)
-    assert before == inner.state()
+    real = "helios_trading.instruments WHERE exchange = 'binance' AND market <> 'spot' AND symbol = 'BTCUSDT'"
+    listed = "SELECT 'binance', market, 'BTCUSDT' FROM unnest(ARRAY['um', 'cm']) AS market"
+    run_sql(kept_database, f"INSERT INTO helios_trading.instruments (exchange, market, symbol) {listed}")
+    try:
+        before = inner.state()
+        inner.run().assert_outcomes(passed=1)
+        assert before == inner.state()
+    finally:
+        run_sql(kept_database, f"DELETE FROM {real}")
     assert len([line for line in block.splitlines() if line.strip()]) <= 6
 
 
@@ -139,6 +147,25 @@ def test_every_proof_it_names_is_a_test():
     written = "\n".join(each.read_text() for each in (ROOT / "tests").rglob("test_*.py"))
     assert len(named) >= 9
     assert set() == {each for each in named if not re.search(rf"def {each}\(", written)}
+
+
+def test_a_service_can_ask_what_its_tables_lack(upgraded, tmp_path):
+    """The block stands for itself: it says where its connection and its settings come from."""
+    (block,) = [each for each in blocks("python") if "schema.pending" in each]
+    command = [sys.executable, "-c", f"{block}\nprint(lacking)"]
+    done = subprocess.run(command, env=variables(upgraded), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ("[]\n", "") == (done.stdout, done.stderr)
+
+
+def test_every_member_of_market_is_named():
+    """Beside the example of one: nobody has to guess the others."""
+    assert {f"`Market.{each.name}`" for each in Market} <= set(re.findall(r"`Market\.\w+`", README))
+
+
+def test_the_example_of_settings_names_every_role():
+    """What is made under the prefix is listed where the prefix is explained."""
+    (line,) = [each for each in (ROOT / ".env.example").read_text().splitlines() if "<prefix>_" in each]
+    assert {each.name for each in fields(Roles)} == set(re.findall(r"_([a-z]+)\b", line.partition("Empty")[0]))
 
 
 def test_every_setting_it_names_is_one():
