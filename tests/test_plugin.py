@@ -356,7 +356,7 @@ def test_what_holds_a_transaction_is_named_and_fails_the_run(inner):
 
 
 def test_what_a_test_left_is_named(inner):
-    """A table it made; a neighbour's change of its row is kept, and so is the row."""
+    """A table it made, altered, renamed or dropped; a neighbour's change of its row is kept, and so is the row."""
     inner.pytester.makepyfile(
         """
         import psycopg2
@@ -365,6 +365,18 @@ def test_what_a_test_left_is_named(inner):
 
         def test_makes_a_table(helios_session):
             helios_session.execute(text("CREATE TABLE helios_trading.scratch (id int)"))
+            helios_session.commit()
+
+        def test_alters_it(helios_session):
+            helios_session.execute(text("ALTER TABLE helios_trading.scratch ADD COLUMN name text"))
+            helios_session.commit()
+
+        def test_renames_it(helios_session):
+            helios_session.execute(text("ALTER TABLE helios_trading.scratch RENAME TO scratched"))
+            helios_session.commit()
+
+        def test_drops_it(helios_session):
+            helios_session.execute(text("DROP TABLE helios_trading.scratched"))
             helios_session.commit()
 
         def test_quiet(helios_session): ...
@@ -381,8 +393,11 @@ def test_what_a_test_left_is_named(inner):
     )
     try:
         result = inner.run("-v")
-        result.assert_outcomes(passed=3)
-        result.stdout.fnmatch_lines(["*::test_makes_a_table left made table scratch"])
+        result.assert_outcomes(passed=6)
+        result.stdout.fnmatch_lines(["*::test_makes_a_table left table scratch, which it made"])
+        result.stdout.fnmatch_lines(["*::test_alters_it left table scratch altered"])
+        result.stdout.fnmatch_lines(["*::test_renames_it left table scratch renamed to scratched"])
+        result.stdout.fnmatch_lines(["*::test_drops_it left table scratched dropped"])
         result.stdout.fnmatch_lines(["*::test_of_neighbours inserted instruments 1"])
         result.stdout.fnmatch_lines(["*::test_of_neighbours left *instruments*"])
         result.stdout.no_fnmatch_line("*::test_quiet left*")
@@ -391,7 +406,7 @@ def test_what_a_test_left_is_named(inner):
     finally:
         run_sql(
             inner.database,
-            "DROP TABLE IF EXISTS helios_trading.scratch",
+            "DROP TABLE IF EXISTS helios_trading.scratch, helios_trading.scratched",
             "DELETE FROM helios_trading.instruments WHERE exchange = 'kit'",
         )
 

@@ -47,19 +47,19 @@ class Catalog:
         self.relations = self.read()
 
     def changes(self) -> list[str]:
-        """Name what was made, altered or dropped since the last look: `made table orders_copy`."""
+        """Name what was made, altered or dropped since the last look: `table orders_copy, which it made`."""
         if (now := self.look()) == self.fingerprint:
             return []
         before, self.relations, self.fingerprint = self.relations, self.read(), now
         found = []
         for oid, relation in self.relations.items():
             if oid not in before:
-                found.append(f"made {relation.kind} {relation.name}")
+                found.append(f"{relation.kind} {relation.name}, which it made")
             elif before[oid].name != relation.name:
-                found.append(f"renamed {relation.kind} {before[oid].name} to {relation.name}")
+                found.append(f"{relation.kind} {before[oid].name} renamed to {relation.name}")
             elif before[oid].changed != relation.changed:
-                found.append(f"altered {relation.kind} {relation.name}")
-        found += [f"dropped {gone.kind} {gone.name}" for oid, gone in before.items() if oid not in self.relations]
+                found.append(f"{relation.kind} {relation.name} altered")
+        found += [f"{gone.kind} {gone.name} dropped" for oid, gone in before.items() if oid not in self.relations]
         return sorted(found)
 
     def look(self) -> str:
