@@ -77,6 +77,17 @@ def test_one_line_for_each_file(load, symbol, tmp_path):
     )
 
 
+def test_a_file_named_twice_is_loaded_once(load, symbol, tmp_path):
+    """By itself, by its folder and by a way round: one row for each file, and the others are loaded too."""
+    folder = tmp_path / "spot"
+    made = [month(folder, f"{symbol}{number}") for number in range(2)]
+    round_about = folder / ".." / "spot" / made[0].path.name
+    (tmp_path / "linked").symlink_to(folder)
+    status, said, _ = load("--market", "spot", made[0].path, folder, round_about, tmp_path / "linked", "--json")
+    rows = [(row["file"], row["rows"], row["mode"]) for row in json.loads(said)]
+    assert (0, [(each.path.name, 300, "direct") for each in made]) == (status, rows)
+
+
 def test_an_assumed_market_is_said_in_one_line(load, symbol, tmp_path):
     """The sentence does not break where a terminal of eighty columns ends."""
     made = month(tmp_path, symbol)

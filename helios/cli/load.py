@@ -137,10 +137,18 @@ def teller(bars: Bars, tasks: dict[backfill.Source, TaskID]) -> Callable[[backfi
 
 
 def sources_of(paths: tuple[Path, ...], told: dict[str, Any]) -> Iterator[backfill.Source]:
-    """Recognise files, and those inside folders; what a folder holds besides klines is passed by, and said."""
+    """Recognise files, and those inside folders; what a folder holds besides klines is passed by, and said.
+
+    A file that is named twice, as by itself and by its folder, is one.
+    """
+    seen: set[Path] = set()
     for path in paths:
         inside = path.is_dir()
         for file in files_in(path) if inside else [path]:
+            named = file.parent.resolve() / file.name  # a link to a file is another: its own name says what it holds
+            if named in seen:
+                continue
+            seen.add(named)
             try:
                 source = backfill.recognise(file, **told)
             except InputError as error:
