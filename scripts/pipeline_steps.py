@@ -1,15 +1,14 @@
 """The steps of the verification run: each writes through a part of Helios, reads back, and tells what it found."""
 
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import make_klines
+import pipeline_folders
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.orm import Session
 
@@ -110,10 +109,10 @@ def lacking(scene: Scene) -> Iterator[str]:
 def klines(scene: Scene) -> list[str]:
     """A flawless file in the archive's layout and a poor one are loaded; the same again writes nothing."""
     said = []
-    with tempfile.TemporaryDirectory(prefix="helios-pipeline-") as folder:
+    with pipeline_folders.folder() as folder:
         for interval, defects in (("1m", ()), ("5m", DEFECTS)):
             made = make_klines.make_file(
-                Path(folder), scene.symbol, interval, start=DAY, rows=ROWS if not defects else 288, defects=defects
+                folder, scene.symbol, interval, start=DAY, rows=ROWS if not defects else 288, defects=defects
             )
             loaded = load(scene.run.engine, recognise(made.path))
             expect(made.rejected, loaded.rejected, f"rejected lines of {made.path.name}")
@@ -220,8 +219,8 @@ def scores(scene: Scene) -> list[str]:
 
 def throughput(scene: Scene) -> list[str]:
     """How fast it goes, with every write kept in the undo log; a figure to compare with itself, no promise."""
-    with tempfile.TemporaryDirectory(prefix="helios-pipeline-") as folder:
-        made = make_klines.make_file(Path(folder), scene.symbol, "1h", start=DAY, rows=MANY)
+    with pipeline_folders.folder() as folder:
+        made = make_klines.make_file(folder, scene.symbol, "1h", start=DAY, rows=MANY)
         loading, _ = timed(lambda: load(scene.run.engine, recognise(made.path)))
     hearing, _ = timed(lambda: [scene.feed.take(quotes(scene, "99.99", "100.01")) for _ in range(BURST)])
     mirroring, _ = timed(scene.relay)

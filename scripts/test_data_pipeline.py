@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 try:
+    import pipeline_folders
     from pipeline_steps import STEPS, Scene
     from redis import Redis
     from sqlalchemy import Connection, MetaData, Table, inspect, text
@@ -226,6 +227,8 @@ def repaired(subject: Subject) -> list[str]:
     with subject.direct() as connection, joined(subject, connection) as halves:
         unmirrored = halves.redis is not None and halves.redis.exists(UNMIRRORED)
         said = [story.repaired(each) for each in sweep(subject)]
+        if count := pipeline_folders.remove_dead():
+            said.append(f"folders of killed runs removed: {count}")
         if halves.redis is not None and unmirrored:
             forget_mirrors(halves.redis, halves.place)
         if subject.settings.migration_url is None:

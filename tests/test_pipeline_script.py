@@ -4,7 +4,9 @@ import json
 import signal
 import subprocess
 import sys
+import time
 
+import pipeline_folders
 import pipeline_steps
 import pytest
 import test_data_pipeline
@@ -106,6 +108,76 @@ def test_a_killed_run_is_repaired_by_the_next(env):
     assert "\033" not in done.stdout
     steps = [step_of(line) for line in done.stdout.splitlines()]
     assert ["configuration", "servers", "repair", "undo log", *pipeline_steps.STEPS, *PROOFS] == steps
+
+
+def test_the_folder_of_a_killed_run_is_removed_by_the_next(env, tmp_path):
+    """Killed with -9 while its files lie there: the next run removes them, and nothing that it did not make."""
+    here = {**env, "TMPDIR": str(tmp_path)}
+    mine = tmp_path / "helios-pipeline-mine"
+    mine.mkdir()
+    process = until_line(here, "schema")
+    while len(list(tmp_path.iterdir())) < 2 and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert 2 == len(list(tmp_path.iterdir()))
+    done = subprocess.run([*SCRIPT, "--fail-at", "schema"], env=here, capture_output=True, text=True, check=False)
+    assert "folders of killed runs removed: 1" in done.stdout
+    assert [mine] == list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def temporary(monkeypatch, tmp_path):
+    """An empty folder for temporary ones."""
+    monkeypatch.setattr(pipeline_folders.tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_the_folder_of_a_run_that_lives_stays(temporary):
+    """Its lock is held; it goes with its run."""
+    with pipeline_folders.folder() as folder:
+        (folder / "x.csv").touch()
+        assert 0 == pipeline_folders.remove_dead()
+        assert (folder / "x.csv").exists()
+    assert [] == list(temporary.iterdir())
+
+
+def test_folders_that_no_run_made_stay(temporary):
+    """Other names, links and files are left alone; so is a folder with files but without a lock."""
+    name = f"{pipeline_folders.PREFIX}{'0' * 31}"
+    (temporary / f"{pipeline_folders.PREFIX}abcdefgh").mkdir()
+    (temporary / f"{name}1").symlink_to(temporary)
+    (temporary / f"{name}2").touch()
+    (temporary / f"{name}3").mkdir()
+    (temporary / f"{name}3" / "x.csv").touch()
+    before = sorted(temporary.rglob("*"))
+    assert 0 == pipeline_folders.remove_dead()
+    assert before == sorted(temporary.rglob("*"))
+
+
+@pytest.mark.parametrize("files", [[], ["lock"], ["lock", "x.csv"]])
+def test_a_folder_is_removed_whenever_its_run_was_killed(temporary, files):
+    """Before its lock, with it, and with files."""
+    folder = temporary / f"{pipeline_folders.PREFIX}{'0' * 32}"
+    folder.mkdir()
+    for name in files:
+        (folder / name).touch()
+    assert 1 == pipeline_folders.remove_dead()
+    assert [] == list(temporary.iterdir())
+
+
+def test_a_folder_that_was_taken_away_unlocked_is_made_anew(temporary, monkeypatch):
+    """Another run finds it empty before its lock is there: the run goes on in another folder."""
+    take, taken_away = pipeline_folders.locks.take, []
+
+    def late(path, **told):
+        if not taken_away:
+            taken_away.append(pipeline_folders.remove_dead())
+        return take(path, **told)
+
+    monkeypatch.setattr(pipeline_folders.locks, "take", late)
+    with pipeline_folders.folder() as folder:
+        assert ([1], [folder]) == (taken_away, list(temporary.iterdir()))
 
 
 def test_two_runs_at_once_wait_for_each_other(env):
