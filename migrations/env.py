@@ -79,6 +79,9 @@ def change(settings: Settings, command: str) -> None:
             environment.refuse_production(connection, schema, "a downgrade, which drops tables with their data,")
         roles = roles_here(connection, settings)
         owner = db.create_migration_engine(settings, preparation.prepare(login, schema, roles, wait))
+        if command != "do_stamp":  # which is how a wrong revision is set right
+            with owner.connect() as looking:
+                migrations.refuse_newer(looking, schema)
         preparation.patiently(owner, wait, lambda: run(owner, schema, helios_wait=wait))
         preparation.finish(login, schema, roles, wait)
         log.info("schema %s stands at %s", schema, ", ".join(migrations.current(connection, schema)) or "its beginning")

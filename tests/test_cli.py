@@ -550,6 +550,17 @@ def test_what_alembic_refuses_is_one_sentence(arguments, helios, installed):
     assert 1 == len(talk.strip().splitlines())
 
 
+@pytest.mark.parametrize("arguments", [("upgrade",), ("downgrade", "-1")])
+def test_a_database_of_a_newer_version_is_not_changed(arguments, helios, installed):
+    """An older install says what doctor says: at which revision the schema stands, and what to install."""
+    helios("environment", "set", "test")
+    run_sql(installed, "UPDATE helios_trading.alembic_version SET version_num = '9999'")
+    status, _, talk = helios(*arguments)
+    assert (1, 1) == (status, len(talk.strip().splitlines()))
+    assert talk.startswith("helios: schema 'helios_trading' stands at revision '9999', which this version of Helios")
+    assert "install the version that migrated it, or a newer one" in talk
+
+
 def test_a_step_back_is_written_like_an_option(helios, installed):
     """`helios downgrade -1` is a revision, not an unknown option."""
     helios("environment", "set", "test")

@@ -4,6 +4,7 @@ Everything runs through Alembic and migrations/env.py, so `helios upgrade`, `ale
 do the same.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from alembic import command
@@ -61,16 +62,39 @@ def pending(connection: Connection, schema: str) -> list[str]:
 
     """
     script = ScriptDirectory.from_config(configuration())
-    known = {revision.revision: revision for revision in script.walk_revisions()}
+    known = [revision.revision for revision in script.walk_revisions()]
     applied: set[str] = set()
-    for head in current(connection, schema):
+    for head in known_heads(connection, schema, known):
+        applied |= {revision.revision for revision in script.iterate_revisions(head, "base")}
+    return [name for name in reversed(known) if name not in applied]
+
+
+def refuse_newer(connection: Connection, schema: str) -> None:
+    """Let only a version that knows the revision at which a schema stands change it.
+
+    Raises:
+        SchemaError: the schema stands at a revision that this version of Helios does not know.
+
+    """
+    script = ScriptDirectory.from_config(configuration())
+    known_heads(connection, schema, [revision.revision for revision in script.walk_revisions()])
+
+
+def known_heads(connection: Connection, schema: str, known: Collection[str]) -> tuple[str, ...]:
+    """Tell at which revision a schema stands, which has to be one that this version of Helios knows.
+
+    Raises:
+        SchemaError: it is none of them.
+
+    """
+    heads = current(connection, schema)
+    for head in heads:
         if head not in known:
             raise SchemaError(
                 f"schema {schema!r} stands at revision {head!r}, which this version of Helios does not know: "
                 "install the version that migrated it, or a newer one"
             )
-        applied |= {revision.revision for revision in script.iterate_revisions(head, "base")}
-    return [name for name in reversed(list(known)) if name not in applied]
+    return heads
 
 
 def refuse_pending(connection: Connection, schema: str) -> None:
