@@ -114,6 +114,19 @@ def test_orphans_are_listed_and_what_is_real_is_spared(env, kept_database, valke
     assert all("known to the exchange" in each["spared"] for each in found if each["place"] == "orders")
 
 
+def test_orphans_of_a_schema_that_is_not_there(env, kept_database):
+    """One sentence with the remedy, as other commands say it; also where its tables are not those of this version."""
+    _, talk = helios("orphans", env={**env, "DATABASE_SCHEMA": "nope"}, expected=1)
+    assert "helios: schema 'nope' does not exist: run `helios upgrade` first\n" == talk
+    run_sql(kept_database, "CREATE SCHEMA nope")
+    try:
+        _, talk = helios("orphans", env={**env, "DATABASE_SCHEMA": "nope"}, expected=1)
+    finally:
+        run_sql(kept_database, "DROP SCHEMA nope")
+    assert talk.startswith("helios: schema 'nope' lacks the revisions 0001, ")
+    assert talk.endswith(": run `helios upgrade` first\n")
+
+
 @pytest.fixture
 def dummies(env, kept_database, valkey):
     """A symbol with its ticker, and a key, that are nobody's."""

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Connection, MetaData, String, Table, delete, func, select, tuple_
+from sqlalchemy import Column, ColumnElement, Connection, MetaData, String, Table, delete, func, inspect, select, tuple_
 
-from helios.errors import HeliosError
+from helios.errors import HeliosError, SchemaError
+from helios.schema import migrations
 from helios.testing.halves import joined, reaching_redis
 from helios.testing.run import Run
 from helios.testing.subject import Subject
@@ -191,13 +192,33 @@ def batches(keys: Iterable[Listed]) -> Iterator[list[Listed]]:
 
 
 def find(subject: Subject) -> list[Orphan]:
-    """List the rows and keys that look like test data; nothing is written."""
+    """List the rows and keys that look like test data; nothing is written.
+
+    Raises:
+        SchemaError: the schema is not there, or Helios's own lacks revisions.
+
+    """
     with subject.direct() as connection, joined(subject, connection) as halves:
+        refuse_absent(connection, subject)
         found = list(Rows(connection, subject.metadata, links_of(subject.metadata)).find())
         if halves.redis is not None:
             with reaching_redis():
                 found += keys(halves.redis, symbols_of(found))
     return found
+
+
+def refuse_absent(connection: Connection, subject: Subject) -> None:
+    """Look only where there are tables to look into.
+
+    Raises:
+        SchemaError: the schema is not there, or Helios's own lacks revisions.
+
+    """
+    if not inspect(connection).has_schema(subject.schema):
+        remedy = "run `helios upgrade` first" if subject.helios else "make its tables first"
+        raise SchemaError(f"schema {subject.schema!r} does not exist: {remedy}")
+    if subject.helios:
+        migrations.refuse_pending(connection, subject.schema)
 
 
 @dataclass
