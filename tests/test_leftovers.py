@@ -1,5 +1,6 @@
 """`helios sweep` and `helios orphans`: what a person sees of what tests left."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 from installation import ROOT, ask, engine_of, finish, run_sql, start, use, variables
 from kit import client, content, keys
 
+from helios import cli
 from helios.schema import environment
 from helios.testing import orphans
 from helios.testing.subject import subject_of
@@ -148,10 +150,33 @@ def dummies(env, kept_database, valkey):
     )
 
 
-def test_what_was_deleted_comes_back_unless_that_is_confirmed(dummies, env, kept_database, valkey):
-    """Nobody is there to confirm: it was deleted under the log, and everything is as it was."""
+def test_without_a_terminal_nothing_is_deleted_unless_yes_is_said(dummies, env, kept_database, valkey):
+    """The list is shown, and one sentence says what to do; exit status 2."""
     before = content(kept_database), keys(valkey)
-    _, talk = helios("orphans", "--delete", env=env, expected=130)
+    said, talk = helios("orphans", "--delete", env=env, expected=2)
+    assert "DUMMYUSDT" in said
+    assert "helios: --delete removes rows and keys, and there is no terminal to confirm it on: say --yes\n" == talk
+    assert before == (content(kept_database), keys(valkey))
+
+
+@pytest.mark.parametrize(("answer", "status"), [("n\n", 1), ("", 130)])
+def test_what_was_deleted_comes_back_unless_that_is_confirmed(
+    dummies, env, kept_database, valkey, monkeypatch, capsys, answer, status
+):
+    """Somebody is asked and declines, or leaves: it was deleted under the log, and everything is as it was."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    before = content(kept_database), keys(valkey)
+    use(monkeypatch, kept_database, REDIS_URL=env["REDIS_URL"])
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    monkeypatch.setattr(sys, "argv", ["helios", "orphans", "--delete"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    talk = capsys.readouterr().err
+    assert status == end.value.code
     assert "deleted " in talk
     assert "1 of tickers" in talk
     assert before == (content(kept_database), keys(valkey))

@@ -1,10 +1,12 @@
 """Commands about what tests left: sweep, orphans."""
 
+import sys
 from typing import Any
 
 import click
 
 from helios.cli.output import json_option, say, show
+from helios.errors import InputError
 from helios.testing import orphans as looking
 from helios.testing.subject import subject_of
 from helios.testing.sweeping import sweep as undo_dead_runs
@@ -41,7 +43,7 @@ def sweep(metadata: str, *, as_json: bool) -> None:
 @click.command(epilog="Example: helios orphans --delete")
 @metadata_option
 @click.option("--delete", is_flag=True, help="Delete what is listed, after a question; refused in production.")
-@click.option("--yes", is_flag=True, help="Ask no questions.")
+@click.option("--yes", is_flag=True, help="Do not ask; required where there is no terminal to ask on.")
 @json_option
 def orphans(metadata: str, *, delete: bool, yes: bool, as_json: bool) -> int:
     """List rows and keys that look like test data; exit status 1 while there are any.
@@ -55,6 +57,8 @@ def orphans(metadata: str, *, delete: bool, yes: bool, as_json: bool) -> int:
     doomed = [each for each in found if not each.real]
     if not delete or not doomed:
         return 1 if found else 0
+    if not yes and not sys.stdin.isatty():
+        raise InputError("--delete removes rows and keys, and there is no terminal to confirm it on: say --yes")
     with looking.deleting(subject, doomed) as deletion:
         counts = ", ".join(f"{count} of {name}" for name, count in deletion.counts.items())
         say(f"deleted {counts}; spared: {len(found) - len(doomed)}")
