@@ -111,7 +111,7 @@ def test_no_price_is_one_sentence(helios, installed, symbol, spot):
     """Nothing on stdout; a symbol that is nowhere, or on several markets, exits with 2."""
     status, said, talk = helios("price", *spot)
     assert (1, "") == (status, said)
-    assert "has no price here: nothing has written its ticker yet" in talk
+    assert f"helios: binance spot {symbol} has no price here: nothing has written its ticker yet\n" == talk
     status, _, talk = helios("price", "DOGEUSDT")
     assert 2 == status
     assert "there is no instrument 'DOGEUSDT' here" in talk

@@ -194,6 +194,11 @@ def test_positions_that_differ_from_their_fills(session, account, instrument):
 # --- prices --------------------------------------------------------------------------------------------------------
 
 
+def name_of(instrument):
+    """The name by which an error calls it."""
+    return f"{instrument.exchange} {instrument.market.value} {instrument.symbol}"
+
+
 def quote(session, instrument, age=0.0, **prices):
     """Write a ticker of that age, as raw SQL, which sets when it was recorded."""
     now = session.scalar(text("SELECT clock_timestamp()"))
@@ -237,21 +242,27 @@ def test_without_a_trade_the_middle_of_the_quotes(session, instrument, prices, v
 def test_half_a_quote_is_no_price(session, instrument, prices):
     """Nothing is made up from one side of the book."""
     quote(session, instrument, **prices)
-    with pytest.raises(StaleError, match=f"instrument {instrument.id} has no price: the exchange tells neither"):
+    with pytest.raises(StaleError, match=f"{name_of(instrument)} has no price: the exchange tells neither"):
         queries.current_price(session, instrument.id)
 
 
 def test_no_ticker_is_no_price(session, instrument):
     """Never a zero."""
-    with pytest.raises(StaleError, match=f"instrument {instrument.id} has no price here"):
+    with pytest.raises(StaleError, match=f"{name_of(instrument)} has no price here"):
         queries.current_price(session, instrument.id, max_lag=timedelta(days=9))
+
+
+def test_an_instrument_that_is_nowhere_is_called_by_its_number(session):
+    """There is no other name to tell."""
+    with pytest.raises(StaleError, match=r"^instrument 0 has no price here"):
+        queries.current_price(session, 0)
 
 
 def test_a_stale_price_is_refused(session, instrument):
     """Older than was asked for is an error that says how old; young enough is a price."""
     quote(session, instrument, age=60, last_price=1)
     assert 1 == queries.current_price(session, instrument.id, max_lag=timedelta(seconds=120)).value
-    with pytest.raises(StaleError, match=rf"instrument {instrument.id} is 6\d\.\d+ s old, and at most 59.5 s"):
+    with pytest.raises(StaleError, match=rf"the price of {name_of(instrument)} is 6\d\.\d+ s old, and at most 59.5 s"):
         queries.current_price(session, instrument.id, max_lag=timedelta(seconds=59.5))
 
 

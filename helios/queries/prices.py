@@ -45,10 +45,12 @@ def current_price(reader: Reader, instrument_id: int, *, max_lag: timedelta | No
     """
     row = reader.execute(price_statement(), {"instrument_id": instrument_id}).one_or_none()
     if row is None:
-        raise StaleError(f"instrument {instrument_id} has no price here: nothing has written its ticker yet")
+        name = named(reader, instrument_id)
+        raise StaleError(f"{name} has no price here: nothing has written its ticker yet")
     value = worth(row.last_price, row.bid_price, row.ask_price)
     if value is None:
-        raise StaleError(f"instrument {instrument_id} has no price: the exchange tells neither a trade nor both quotes")
+        name = named(reader, instrument_id)
+        raise StaleError(f"{name} has no price: the exchange tells neither a trade nor both quotes")
     price = Price(
         instrument_id=instrument_id,
         value=value,
@@ -58,14 +60,21 @@ def current_price(reader: Reader, instrument_id: int, *, max_lag: timedelta | No
         age=row.age,
     )
     if max_lag is not None and price.age > max_lag:
-        raise StaleError(too_old(price, max_lag))
+        raise StaleError(too_old(named(reader, instrument_id), price, max_lag))
     return price
 
 
-def too_old(price: Price, max_lag: timedelta) -> str:
+def named(reader: Reader, instrument_id: int) -> str:
+    """Name an instrument for people: by exchange, market and symbol where there is one of that id."""
+    found = select(INSTRUMENTS.c.exchange, INSTRUMENTS.c.market, INSTRUMENTS.c.symbol)
+    row = reader.execute(found.where(INSTRUMENTS.c.id == instrument_id)).one_or_none()
+    return f"{row.exchange} {row.market.value} {row.symbol}" if row else f"instrument {instrument_id}"
+
+
+def too_old(name: str, price: Price, max_lag: timedelta) -> str:
     """Say that a price is older than was asked."""
     return (
-        f"the price of instrument {price.instrument_id} is {price.age.total_seconds():.3f} s old, and at most "
+        f"the price of {name} is {price.age.total_seconds():.3f} s old, and at most "
         f"{max_lag.total_seconds():g} s were asked for: check that the feed runs"
     )
 
