@@ -318,6 +318,15 @@ def test_a_wrong_close_time_is_a_warning(bench: Bench) -> None:
     assert "3 rows with a wrong close_time" in report.reasons
 
 
+def test_one_row_is_told_as_one(bench: Bench) -> None:
+    """Its sentences are not those of several."""
+    rows = bench.rows()
+    rows[10][CLOSE_TIME] = str(int(rows[10][CLOSE_TIME]) + 7_200_000)
+    rows[20:22] = [rows[21], rows[20], rows[20]]
+    said = {"1 row with a wrong close_time", "1 row out of order", "1 row that repeats an earlier one was dropped"}
+    assert said <= set(bench.load(bench.write(rows)).reasons)
+
+
 def test_thirty_digits_stay_exact(bench: Bench) -> None:
     """Numbers of thirty digits come back as they were written, and are compared as such."""
     rows = bench.rows()

@@ -351,7 +351,7 @@ def test_what_a_dead_test_run_left_is_a_finding(helios, healthy):
     status, said, _ = helios("doctor", "--json")
     [wrong] = [each for each in json.loads(said) if not each["ok"]]
     assert (1, "leftovers", "helios sweep") == (status, wrong["check"], wrong["remedy"])
-    assert "1 test runs died" in wrong["found"]
+    assert "1 test run died and left what it wrote; " in wrong["found"]
     helios("sweep")
     assert 0 == helios("doctor")[0]
 

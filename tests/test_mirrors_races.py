@@ -252,6 +252,13 @@ def test_a_check_of_two_batches_is_none(scene):
         mirrors.check(scene.relay, wait=0.1)
 
 
+def test_a_change_that_nobody_relays_is_waited_for_and_told(scene):
+    """It is no difference yet; the sentence fits one key as well as many."""
+    scene.run(price(2))
+    with pytest.raises(mirrors.BehindError, match=r"did not hold the same \(keys that differ: 1\) within 0.1 s"):
+        mirrors.check(scene.relay, wait=0.1)
+
+
 def test_an_old_dump_is_replaced(scene):
     """Keys put back to what they were: their token is an old one."""
     names = [name.decode() for name in scene.client.scan_iter(f"{scene.place.prefix}*")]

@@ -56,9 +56,10 @@ def sentences(report: Report, found: dict[str, Any]) -> list[str]:
     """Say what is wrong with the file."""
     said = [] if report.rows else ["the file holds no rows"]
     said += [f"{plural(times, 'row')} rejected: {kind}" for kind, times in found["kinds"].items()]
-    said += [f"{times} {kind}" for kind, times in found["warnings"].items()]
+    said += [f"{plural(times, 'row')} {kind}" for kind, times in found["warnings"].items()]
     if report.duplicates:
-        said.append(f"{plural(report.duplicates, 'row')} that repeat an earlier one were dropped")
+        was, were = "row that repeats an earlier one was dropped", "rows that repeat an earlier one were dropped"
+        said.append(plural(report.duplicates, was, were))
     if report.missing:
         gap = report.gaps[0]
         gaps = plural(report.gap_count, "gap")

@@ -246,7 +246,8 @@ def leftovers(connection: Connection, _settings: Settings) -> Finding:
     except SchemaError as error:
         return Finding(check="leftovers", ok=False, found=str(error), remedy="as it says")
     if dead:
-        found = f"{len(dead)} test runs died and left what they wrote; {suspects}"
+        died = plural(len(dead), "test run died and left what it wrote", "test runs died and left what they wrote")
+        found = f"{died}; {suspects}"
         return Finding(check="leftovers", ok=False, found=found, remedy="helios sweep")
     return Finding(check="leftovers", ok=True, found=f"no dead test run; {suspects}")
 

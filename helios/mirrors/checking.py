@@ -88,7 +88,7 @@ def check_bucket(relay: Relay, wait: float) -> Comparison:
             differences, waiting = compare(source, store, suspects) if together else ((), suspects)
         suspects = waiting
         if suspects and time.monotonic() - began > wait:
-            reason = "stand at the same batch" if not together else f"hold {len(suspects)} changes alike"
+            reason = "stand at the same batch" if not together else f"hold the same (keys that differ: {len(suspects)})"
             raise BehindError(
                 f"PostgreSQL and Redis did not {reason} within {wait:g} s: see that `helios mirror run` is running"
             )

@@ -119,7 +119,8 @@ def kline_findings(facts: KlineFacts, thresholds: KlineThresholds) -> Iterator[F
         yield shared(left, f"{plural(facts.rejected, 'row')} rejected")
     if facts.duplicates:  # what is said twice is known all the same, but its source is careless
         left = share(facts.duplicates / 2, facts.duplicates + facts.found)
-        yield shared(left, f"{plural(facts.duplicates, 'row')} that repeat an earlier one")
+        repeated = plural(facts.duplicates, "row that repeats an earlier one", "rows that repeat an earlier one")
+        yield shared(left, repeated)
     if facts.implausible:
         left = share(facts.implausible, max(facts.found, facts.implausible))
         yield shared(left, f"{plural(facts.implausible, 'candle')} whose figures contradict each other")

@@ -200,8 +200,8 @@ class Checker:
         if not findings.coverage.add(candle.number):
             self.on_duplicate(line, row, candle)
             return None
-        findings.warnings["rows out of order"] += behind
-        findings.warnings["rows with a wrong close_time"] += not candle.close_time_agrees
+        findings.warnings["out of order"] += behind
+        findings.warnings["with a wrong close_time"] += not candle.close_time_agrees
         findings.quiet.see(quiet=not candle.volume)
         findings.accept(candle.moment, candle.moment)
         return self.row_text(candle)
