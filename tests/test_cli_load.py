@@ -88,6 +88,18 @@ def test_a_file_named_twice_is_loaded_once(load, symbol, tmp_path):
     assert (0, [(each.path.name, 300, "direct") for each in made]) == (status, rows)
 
 
+def test_what_nobody_counted_is_not_told(load, symbol, tmp_path):
+    """A file that has not changed is not read again: nothing stands where a zero would be wrong."""
+    made = month(tmp_path / "spot", symbol, "gap", "equal-duplicates")
+    told = []
+    for _ in range(2):
+        [row] = json.loads(load(made.path, "--json")[1])
+        told.append((row["mode"], row["missing"], row["duplicates"]))
+    assert [("direct", made.missing, made.duplicates), ("unchanged", None, None)] == told
+    assert made.missing
+    assert made.duplicates
+
+
 def test_an_assumed_market_is_said_in_one_line(load, symbol, tmp_path):
     """The sentence does not break where a terminal of eighty columns ends."""
     made = month(tmp_path, symbol)

@@ -63,7 +63,7 @@ class Report:
     inserted: int = 0
     changed: int = 0
     rejected: int = 0
-    duplicates: int = 0  # rows that say once more what an earlier one said
+    duplicates: int = 0  # rows that say once more what an earlier one said; like the gaps not counted where UNCHANGED
     missing: int = 0  # candles lacking between the first and the last
     gap_count: int = 0
     gaps: list[Gap] = field(default_factory=list)  # the first ones

@@ -180,7 +180,8 @@ def pass_by(error: OSError) -> None:
 
 
 def summary(report: backfill.Report) -> dict[str, object]:
-    """What the table of a load shows of one file."""
+    """What the table of a load shows of one file; nothing of what nobody counted, where the file was not read again."""
+    counted = report.mode is not backfill.Mode.UNCHANGED
     return {
         "file": report.source.path.name,
         "market": report.source.market.value,
@@ -191,8 +192,8 @@ def summary(report: backfill.Report) -> dict[str, object]:
         "written": report.written,
         "unchanged": report.unchanged,
         "rejected": report.rejected,
-        "duplicates": report.duplicates,
-        "missing": report.missing,
+        "duplicates": report.duplicates if counted else None,
+        "missing": report.missing if counted else None,
         "first": report.first,
         "last": report.last,
         "seconds": round(report.seconds, 2),
