@@ -156,7 +156,7 @@ def test_what_labelled_clients_write_is_not_told(keys, recorded, plain):
     assert keys.report() is None
 
 
-def test_a_neighbours_keys_are_told(keys, recorded, plain):
+def test_a_neighbours_keys_are_told(recorded, keys, plain):
     """By name, with the names of the clients that are connected."""
     recorded.set("a", 1)
     plain.set("b", 1)
@@ -169,7 +169,19 @@ def test_a_neighbours_keys_are_told(keys, recorded, plain):
     assert keys.report() is None
 
 
-def test_keys_that_a_script_did_not_declare_are_told(keys, recorded):
+def test_what_another_run_took_back_meanwhile_is_not_told(recorded, keys, plain):
+    """It is in no log any more when the run is over, so it cannot be told from a neighbour's."""
+    redis_log.begin(plain, 8, "here")
+    plain.set("as of the other run", 1)
+    redis_log.close(plain, 8)
+    recorded.set("a", 1)
+    assert keys.report() is None
+    keys.begin()
+    plain.set("b", 1)
+    assert {"b"} == keys.report().what.keys()
+
+
+def test_keys_that_a_script_did_not_declare_are_told(recorded, keys):
     """Also when it is a labelled client that runs it."""
     recorded.eval("redis.call('SET', KEYS[1], 1) redis.call('SET', 'undeclared', 1)", 1, "declared")
     assert {"undeclared"} == keys.report().what.keys()

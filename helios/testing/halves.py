@@ -221,7 +221,7 @@ def unattributed(found: Unattributed) -> str:
     who = ", ".join(found.candidates[:SHOWN]) or "somebody who is gone"
     store = "Redis keys" if found.store == "redis" else "rows"
     blind = f" ({found.blind})" if found.blind else ""
-    return f"somebody without the label changed {store} ({what}{more}){blind}, which stays; one of: {who}"
+    return f"somebody without the label changed {store} ({what}{more}){blind}, which stay; one of: {who}"
 
 
 @contextmanager

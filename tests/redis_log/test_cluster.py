@@ -296,7 +296,7 @@ def test_a_slot_that_moves_takes_its_log_along(run, recorded, plain, nodes):
         pass
 
 
-def test_a_neighbours_keys_are_told(keys, run, recorded, plain):
+def test_a_neighbours_keys_are_told(run, recorded, keys, plain):
     """On every master, by name; what labelled clients write is not, nor mirrors."""
     names = {f"key {each}" for each in range(12)}
     for name in names:

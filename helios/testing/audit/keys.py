@@ -12,7 +12,7 @@ from typing import Any
 from redis import Redis, RedisCluster
 from redis.exceptions import RedisError
 
-from helios.label.images import HOME, LOGS
+from helios.label.images import HOME, LOGS, RUNS
 from helios.label.slots import prefix, tag
 from helios.testing.audit import Unattributed
 from helios.testing.redis_log.places import Client, servers_of
@@ -71,8 +71,13 @@ class RedisAudit:
             each.flushed = False
 
     def report(self) -> Unattributed | None:
-        """Tell which keys unlabelled clients touched since `begin`, or None; to be asked before the undo."""
+        """Tell which keys unlabelled clients touched since `begin`, or None; to be asked before the undo.
+
+        Nothing is told where another run has begun or ended meanwhile: what it took back is in no log any more.
+        """
         self._listen()
+        if any(RUNS.encode() in each.touched for each in self.watched):
+            return None
         blind = [f"{each.name} was lost, with what it would have told" for each in self.watched if each.lost]
         blind += ["a database was emptied"] * any(each.flushed for each in self.watched)
         touched = {key: count for each in self.watched for key, count in each.touched.items()}
