@@ -52,7 +52,7 @@ def test_sweep_undoes_what_a_dead_run_left(env, kept_database):
     assert ("instruments", "deleted", 1) in [(each["table"], each["done"], each["count"]) for each in found]
     assert any(each["table"].startswith("Redis") for each in found)
     said, talk = helios("sweep", env=env)
-    assert ("", "no dead run\n") == (said, talk)
+    assert ("", "no dead run, in schema helios_trading\n") == (said, talk)
 
 
 def test_a_run_that_was_swept_is_in_no_log_any_more(env, kept_database, valkey):
@@ -103,7 +103,7 @@ def test_a_run_that_lives_is_not_swept(env, kept_database):
         [sys.executable, "-c", program], env=env, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert "written\n" == process.stdout.readline()
-        assert "no dead run\n" == helios("sweep", env=env)[1]
+        assert "no dead run, in schema helios_trading\n" == helios("sweep", env=env)[1]
         assert 1 == ask(kept_database, "SELECT count(*) FROM helios_trading.instruments WHERE exchange = 'kit'")
         process.communicate("go on\n", timeout=60)
     assert 0 == process.returncode

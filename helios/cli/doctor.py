@@ -235,7 +235,7 @@ def waiting(seen: Status) -> str:
     return f"{changes}, the outbox takes {seen.backlog_bytes / 2**20:,.1f} MiB"
 
 
-def leftovers(connection: Connection, _settings: Settings) -> Finding:
+def leftovers(connection: Connection, settings: Settings) -> Finding:
     """No test run died without its traces being undone; what looks like test data is counted, which is no proof."""
     tables = subject_of().metadata
     rows = list(Rows(connection, tables, links_of(tables)).find())
@@ -249,7 +249,9 @@ def leftovers(connection: Connection, _settings: Settings) -> Finding:
         died = plural(len(dead), "test run died and left what it wrote", "test runs died and left what they wrote")
         found = f"{died}; {suspects}"
         return Finding(check="leftovers", ok=False, found=found, remedy="helios sweep")
-    return Finding(check="leftovers", ok=True, found=f"no dead test run; {suspects}")
+    return Finding(
+        check="leftovers", ok=True, found=f"no dead test run in schema {settings.database_schema}; {suspects}"
+    )
 
 
 def sizes(connection: Connection, settings: Settings) -> Finding:

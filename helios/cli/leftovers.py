@@ -24,7 +24,8 @@ metadata_option = click.option(
 @json_option
 def sweep(metadata: str, *, as_json: bool) -> None:
     """Undo what test runs that died left in PostgreSQL and Redis; a run that lives is left alone."""
-    repairs = undo_dead_runs(subject_of(metadata, setting="--metadata"))
+    subject = subject_of(metadata, setting="--metadata")
+    repairs = undo_dead_runs(subject)
     rows = [
         {
             "runs": [str(run) for run in repair.runs],
@@ -37,7 +38,8 @@ def sweep(metadata: str, *, as_json: bool) -> None:
         for repair in repairs
         for change in repair.changes
     ]
-    show(rows, as_json=as_json, nothing="a dead run was there, and had left nothing" if repairs else "no dead run")
+    what = "a dead run was there, and had left nothing" if repairs else "no dead run"
+    show(rows, as_json=as_json, nothing=f"{what}, in schema {subject.schema}")
 
 
 @click.command(epilog="Example: helios orphans --delete")
