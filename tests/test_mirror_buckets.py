@@ -17,6 +17,7 @@ from helios.errors import InputError, SchemaError
 from helios.mirrors.auditing import Audit
 from helios.mirrors.keys import SLOTS, bucket_names, bucket_of, slot_of
 from helios.mirrors.lookout import Lookout
+from helios.mirrors.relay import BEAT
 from helios.mirrors.source import CALL
 from helios.models import Ticker
 from helios.settings import Settings
@@ -105,6 +106,22 @@ def test_a_change_is_relayed_by_its_own_bucket_alone(scene):
     moved = [each for each in FOUR if tokens[each] != scene.client.get(scene.place.of(each).token)]
     assert [own] == moved
     assert [1] * 4 == [each.counts.entries for each in scene.relays.every()]
+
+
+def test_a_batch_in_which_nothing_is_of_a_bucket_refuses_no_other_relay(scene):
+    """It brings a heartbeat, and sets no token anew: the other relay of that bucket would have to begin again."""
+    name = next(each for each in FOUR if each != bucket_of(("binance", "spot", "S1"), 4))
+    one, other = (mirrors.Relay(scene.engine, scene.client, name) for _ in range(2))
+    try:
+        for each in (one, other):
+            each.drain()
+        for number, each in enumerate((one, other, one)):
+            scene.run(price("S1", number))
+            time.sleep(1.5 * BEAT)  # so that a heartbeat is due
+            assert each.step(told=True)
+    finally:
+        one.close()
+        other.close()
 
 
 @pytest.mark.parametrize("listen", [False, True])

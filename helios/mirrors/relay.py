@@ -201,7 +201,8 @@ class Relay:
         # Where nothing is of this bucket, Redis stands at the new batch as it did at the one before.
         token = new_token(source) if any(waiting) or store.token != point.token else point.token
         if token != store.token or began - self.beaten > BEAT:
-            store.write(all_commands(waiting), token=token, voucher=voucher(source.home.server), seen=began)
+            moved = None if token == store.token else token  # set anew, it would refuse whoever watches it
+            store.write(all_commands(waiting), token=moved, voucher=voucher(source.home.server), seen=began)
             self.beaten = began
         source.advance(point, token, snapshot)
         self.counts.batches += 1
