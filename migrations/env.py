@@ -81,7 +81,7 @@ def change(settings: Settings, command: str) -> None:
         owner = db.create_migration_engine(settings, preparation.prepare(login, schema, roles, wait))
         if command != "do_stamp":  # which is how a wrong revision is set right
             with owner.connect() as looking:
-                migrations.refuse_newer(looking, schema)
+                migrations.refuse_newer(looking, schema, context.script)
         preparation.patiently(owner, wait, lambda: run(owner, schema, helios_wait=wait))
         preparation.finish(login, schema, roles, wait)
         log.info("schema %s stands at %s", schema, ", ".join(migrations.current(connection, schema)) or "its beginning")

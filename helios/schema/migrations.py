@@ -69,14 +69,13 @@ def pending(connection: Connection, schema: str) -> list[str]:
     return [name for name in reversed(known) if name not in applied]
 
 
-def refuse_newer(connection: Connection, schema: str) -> None:
-    """Let only a version that knows the revision at which a schema stands change it.
+def refuse_newer(connection: Connection, schema: str, script: ScriptDirectory) -> None:
+    """Let only revisions that know the one at which a schema stands change it.
 
     Raises:
-        SchemaError: the schema stands at a revision that this version of Helios does not know.
+        SchemaError: the schema stands at a revision that is none of the script's.
 
     """
-    script = ScriptDirectory.from_config(configuration())
     known_heads(connection, schema, [revision.revision for revision in script.walk_revisions()])
 
 
