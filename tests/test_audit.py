@@ -145,13 +145,14 @@ def recorded(plain, valkey, monkeypatch):
     made.close()
 
 
-def test_what_labelled_clients_write_is_not_told(keys, recorded, plain):
-    """Nor the log itself, nor mirrors, nor what anybody reads."""
+def test_what_labelled_clients_write_is_not_told(recorded, keys, plain):
+    """Nor the log itself, nor mirrors, nor the heartbeat of another database's, nor what anybody reads."""
     recorded.set("a", 1)
     recorded.zadd("z", {"a": 1})
     recorded.zpopmin("z")
     plain.get("a")
     plain.set("helios:trading.helios_trading:{0}:tickers:1", 1)
+    plain.set("helios:another.helios_trading:{0}:heartbeat", 1, px=60_000)
     redis_log.mark(plain, 7)
     assert keys.report() is None
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 from installation import alembic, engine_of, rows, use, variables
-from kit import content, keys
+from kit import client, content, keys
 from sqlalchemy import MetaData, text
 
 from helios import db
@@ -51,6 +51,19 @@ def test_tracked_undoes_what_is_written_inside(here):
         ]
         assert ["a check"] == [each.test for each in run.tracker.inserted]
     assert before == digest()
+
+
+def test_another_database_s_relay_is_no_difference(here, valkey):
+    """Its heartbeat comes and goes, and lives a minute; any other key of its mirrors counts."""
+    name = "helios:another.helios_trading:{0}:heartbeat"
+    with client(valkey) as there:
+        there.set(name, 1, px=60_000)
+        before = digest()
+        there.set(name, 2, px=30_000)
+        assert before == digest()
+        there.set(name.replace("heartbeat", "ticker:binance:spot:heartbeat"), 1)
+        assert 1 == len(differences(before, digest()))
+        there.delete(name, name.replace("heartbeat", "ticker:binance:spot:heartbeat"))
 
 
 def test_an_error_inside_is_undone_too(here):

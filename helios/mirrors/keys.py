@@ -127,6 +127,11 @@ def bucket_of(name: Name, buckets: int) -> str:
     return bucket_names(buckets)[zlib.crc32(joined(name).encode()) % buckets]
 
 
+def is_heartbeat(key: str) -> bool:
+    """Tell whether a key is a heartbeat, of whatever database's mirrors: a relay that lives renews it all the time."""
+    return key.startswith("helios:") and key.endswith(f":{HEARTBEAT}") and key.count(":") == 3  # noqa: PLR2004 - database, bucket
+
+
 def escaped(name: str) -> str:
     """Write a name so that it holds neither a colon, a brace, a star nor a blank."""
     return quote(name, safe="")

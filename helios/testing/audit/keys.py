@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from helios.label.images import HOME, LOGS, RUNS
 from helios.label.slots import prefix, tag
+from helios.mirrors.keys import is_heartbeat
 from helios.testing.audit import Unattributed
 from helios.testing.redis_log.places import Client, servers_of
 
@@ -81,11 +82,14 @@ class RedisAudit:
         blind = [f"{each.name} was lost, with what it would have told" for each in self.watched if each.lost]
         blind += ["a database was emptied"] * any(each.flushed for each in self.watched)
         touched = {key: count for each in self.watched for key, count in each.touched.items()}
-        foreign = self._not_logged(key for key in touched if not key.startswith(self.excluding)) if touched else []
+        foreign = self._not_logged(filter(self._counts, touched)) if touched else []
         if not foreign and not blind:
             return None
         what = {key.decode(errors="backslashreplace"): touched[key] for key in foreign}
         return Unattributed("redis", what, self._connected(), "; ".join(blind))
+
+    def _counts(self, key: bytes) -> bool:
+        return not key.startswith(self.excluding) and not is_heartbeat(key.decode(errors="replace"))
 
     def close(self) -> None:
         """Stop looking."""
