@@ -56,13 +56,16 @@ def test_sweep_undoes_what_a_dead_run_left(env, kept_database):
 
 
 def test_a_run_that_was_swept_is_in_no_log_any_more(env, kept_database, valkey):
-    """Its own registers are empty in both stores: no later run, and no sweep, has to look at it again."""
+    """Both stores know it no more: no later run, and no sweep, has to look at it again."""
     die(env)
-    assert 1 == ask(kept_database, "SELECT count(*) FROM helios_trading_undo._runs")
-    helios("sweep", env=env)
-    assert 0 == ask(kept_database, "SELECT count(*) FROM helios_trading_undo._runs")
+    run = ask(kept_database, "SELECT id FROM helios_trading_undo._runs")
     with client(valkey) as there:
-        assert [] == there.keys("helios:undo:*")
+        assert there.hexists("helios:undo:{log}:runs", run)
+        assert [] != there.keys(f"helios:undo:*{run}*")
+        helios("sweep", env=env)
+        assert 0 == ask(kept_database, "SELECT count(*) FROM helios_trading_undo._runs")
+        assert not there.hexists("helios:undo:{log}:runs", run)
+        assert [] == there.keys(f"helios:undo:*{run}*")
 
 
 def test_the_tables_may_be_named(env, kept_database):
