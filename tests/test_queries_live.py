@@ -249,7 +249,7 @@ def test_a_mirror_that_lags_more_than_allowed(live, relay, reader, instrument, a
     """`max_lag` bounds how far the mirror may be behind; what lags more comes from PostgreSQL."""
     relay.step()
     home = live.meet(reader).mirror
-    relay.client.pexpire(home.place.heartbeat, 60_000 - 5_000)
+    relay.client.pexpire(home.place.heartbeat, 60_000 - 5_001)
     assert not live.open_orders(reader, account, max_lag=SECOND * 5).mirrored
     assert not live.price(reader, instrument, max_lag=SECOND * 5).mirrored
     lagging = live.open_orders(reader, account)
