@@ -10,7 +10,7 @@ from typing import Any
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from alembic.runtime.migration import MigrationInfo
-from sqlalchemy import BLANK_SCHEMA, Connection, Engine, MetaData, TypeDecorator, text
+from sqlalchemy import BLANK_SCHEMA, Engine, MetaData, TypeDecorator, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
@@ -23,6 +23,7 @@ from helios.settings import Settings
 operations.register()
 log = logging.getLogger("helios.schema")
 
+# made at run time, and so no part of the models
 PARTITIONS = text("SELECT relname::text FROM pg_class WHERE relispartition AND relnamespace = to_regnamespace(:schema)")
 
 
@@ -79,20 +80,21 @@ def change(settings: Settings, command: str) -> None:
             environment.refuse_production(connection, schema, "a downgrade, which drops tables with their data,")
         roles = roles_here(connection, settings)
         owner = db.create_migration_engine(settings, preparation.prepare(login, schema, roles, wait))
-        if command != "do_stamp":  # which is how a wrong revision is set right
-            with owner.connect() as looking:
-                migrations.refuse_newer(looking, schema, context.script)
-        preparation.patiently(owner, wait, lambda: run(owner, schema, helios_wait=wait))
+        stamps = command == "do_stamp"  # which is how a wrong revision is set right
+        preparation.patiently(owner, wait, lambda: run(owner, schema, only_known=not stamps, helios_wait=wait))
         preparation.finish(login, schema, roles, wait)
         log.info("schema %s stands at %s", schema, ", ".join(migrations.current(connection, schema)) or "its beginning")
         if settings.migration_url is None and not environment.read(connection, schema).marked:
             environment.mark(connection, schema, "development")  # an embedded server knows what it is for
 
 
-def run(engine: Engine, schema: str, **more: Any) -> None:  # noqa: ANN401 - Alembic's options
-    """Run the command's revisions, or its comparison, on one connection."""
+def run(engine: Engine, schema: str, *, only_known: bool = False, **more: Any) -> None:  # noqa: ANN401 - Alembic's options
+    """Run the command's revisions, or its comparison, on one connection; with `only_known`, not on a newer schema."""
     with engine.connect() as connection:
-        partitions = partitions_of(connection, schema)
+        with connection.begin():  # ended here: Alembic would take an open one for the caller's and commit nothing
+            if only_known:
+                migrations.refuse_newer(connection, schema, context.script)
+            partitions = set(connection.scalars(PARTITIONS, {"schema": schema}))
         context.configure(
             connection=connection,
             include_name=lambda name, kind, _parents: not (kind == "table" and name in partitions),
@@ -101,12 +103,6 @@ def run(engine: Engine, schema: str, **more: Any) -> None:  # noqa: ANN401 - Ale
         )
         with context.begin_transaction():
             context.run_migrations()
-
-
-def partitions_of(connection: Connection, schema: str) -> set[str]:
-    """List the partitions, which are made at run time and so are no part of the models."""
-    with connection.begin():  # ended here: Alembic would take an open transaction for the caller's and commit nothing
-        return set(connection.scalars(PARTITIONS, {"schema": schema}))
 
 
 def offline(settings: Settings) -> None:

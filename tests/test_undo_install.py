@@ -199,8 +199,9 @@ def test_a_table_of_somebody_else_is_named(shop: Shop) -> None:
         run_sql(shop.admin, "DROP TABLE shop.foreign_table")
 
 
-def test_a_column_added_after_the_log_was_installed(shop: Shop, made: list[str]) -> None:
-    """Its values come back too, also in rows that were logged before it was there; no second installation is needed."""
+@pytest.fixture
+def growing(shop: Shop, made: list[str]) -> None:
+    """A table of nine rows, followed by the log."""
     made.append("growing")
     run_sql(
         shop.owner,
@@ -208,8 +209,11 @@ def test_a_column_added_after_the_log_was_installed(shop: Shop, made: list[str])
         "INSERT INTO shop.growing SELECT i, i FROM generate_series(1, 9) AS i",
         f"GRANT ALL ON shop.growing TO {shop.writer.username}",
     )
-    tables = [*shop.tables, named("growing")]
-    install(shop, *tables)
+    install(shop, *shop.tables, named("growing"))
+
+
+def test_a_column_added_after_the_log_was_installed(shop: Shop, growing: None) -> None:
+    """Its values come back too, also in rows that were logged before it was there; no second installation is needed."""
     with running(shop) as run:
         run.write("UPDATE shop.growing SET v = 0 WHERE id < 5", "DELETE FROM shop.growing WHERE id = 5")
         run_sql(shop.owner, "ALTER TABLE shop.growing ADD extra text[] DEFAULT '{\"a b\"}'")
@@ -237,16 +241,8 @@ def test_a_column_added_after_the_log_was_installed(shop: Shop, made: list[str])
     ],
     ids=["type", "name", "made anew"],
 )
-def test_a_key_that_changes_after_the_log_was_installed(shop: Shop, made: list[str], change: str) -> None:
+def test_a_key_that_changes_after_the_log_was_installed(shop: Shop, growing: None, change: str) -> None:
     """Rows that are only inserted are found by the key as it is by now, whether a connection wrote before or not."""
-    made.append("growing")
-    run_sql(
-        shop.owner,
-        "CREATE TABLE shop.growing (id integer PRIMARY KEY, v integer)",
-        "INSERT INTO shop.growing SELECT i, i FROM generate_series(1, 9) AS i",
-        f"GRANT ALL ON shop.growing TO {shop.writer.username}",
-    )
-    install(shop, *shop.tables, named("growing"))
     number = 1 << 40 if "bigint" in change else 500
     with running(shop) as run:
         with run.engine().connect() as connection:
