@@ -3,11 +3,12 @@
 import os
 import signal
 import threading
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
-from installation import alembic, engine_of, rows, use, variables
+from installation import alembic, engine_of, rows, run_sql, use, variables
 from kit import client, content, keys
 from sqlalchemy import MetaData, text
 
@@ -84,6 +85,36 @@ def test_what_a_run_took_back_is_not_told_as_somebody_elses(here):
     run.leave()
     run.end()
     assert [] == [told for scope in run.scopes for told in scope.others]
+
+
+@pytest.mark.parametrize("over", [True, False], ids=["over", "at work"])
+def test_what_another_run_wrote_is_not_told_as_somebody_elses(here, over):
+    """Within a test of this run: once it is over, nobody knows the ids that the rows carry which its undo put back."""
+    run = Run.begin(subject_of())
+    run.enter("a test")
+    with ExitStack() as at_work:
+        another = at_work.enter_context(tracked())
+        with another.sessions.begin() as session:
+            session.execute(text("UPDATE helios_trading.tickers SET last_price = 7"))
+        if over:
+            at_work.close()
+        run.leave()
+    run.end()
+    assert [] == [told for scope in run.scopes for told in scope.others]
+
+
+def test_a_run_that_ended_before_a_test_hides_nothing_in_it(here, monkeypatch):
+    """What somebody without the label changes from then on is told."""
+    run = Run.begin(subject_of())
+    with tracked() as another, another.sessions.begin() as session:
+        session.add(instrument("A"))
+    run.enter("a test")
+    with monkeypatch.context() as unlabelled:
+        unlabelled.delenv("PGOPTIONS")
+        run_sql(here, "UPDATE helios_trading.instruments SET symbol = symbol")
+    run.leave()
+    run.end()
+    assert "helios_trading.instruments" in run.scopes[0].others[0]
 
 
 def test_process_and_signal_are_as_before(here):

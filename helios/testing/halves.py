@@ -57,6 +57,7 @@ class Halves:
     relay: Relays | None = None
     rows: PostgresAudit | None = None
     keys: RedisAudit | None = None
+    marked: int = 0  # the latest point, from which on it is looked at what others change
 
     def begin(self, run: int) -> None:
         """Register a run: first where its lease is."""
@@ -67,8 +68,8 @@ class Halves:
     def mark(self, run: int) -> Mark:
         """Give a point to undo back to."""
         with db.reaching(self.connection.engine.url), reaching_redis():
-            postgres = undo.mark(self.connection, run, patience=self.patience)
-            return Mark(postgres, redis_log.mark(self.redis, run) if self.redis is not None else 0)
+            self.marked = undo.mark(self.connection, run, patience=self.patience)
+            return Mark(self.marked, redis_log.mark(self.redis, run) if self.redis is not None else 0)
 
     def undo(self, runs: Iterable[int], since: Mark | None = None) -> list[Change]:
         """Undo what runs wrote; where one side fails, the other is undone all the same.
@@ -183,7 +184,7 @@ class Halves:
     def undo_and_tell(self, run: int, since: Mark) -> tuple[list[Change], list[str]]:
         """Undo what a run wrote, and tell what others changed: of keys what was seen before it, of rows what after.
 
-        While other runs are at work nothing is told: what they wrote, and have undone, cannot be told apart.
+        Where another run was at work meanwhile nothing is told: what it wrote, and has undone, cannot be told apart.
 
         Raises:
             HeliosError: something could not be undone.
@@ -198,7 +199,7 @@ class Halves:
         )
         if keys is not None and self.redis is not None and patiently(self.redis, partial(self.redis.hlen, RUNS)) > 1:
             keys = None  # they may be keys of another run, which has undone them already
-        if rows is not None and len(open_runs(self.connection, self.place.schema)) > 1:
+        if rows is not None and undo.beside(self.connection, run, self.marked):
             rows = None
         return changes, [unattributed(each) for each in (keys, rows) if each is not None]
 

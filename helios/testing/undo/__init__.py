@@ -11,12 +11,24 @@ on holds the run's lease until it closes.
 from helios.testing.undo.digest import digest, objects
 from helios.testing.undo.following import bookkeeping, install, remove
 from helios.testing.undo.forgetting import forget
-from helios.testing.undo.runs import Change, begin, close, dead, mark, registered, transactions, undo, unfinished
+from helios.testing.undo.runs import (
+    Change,
+    begin,
+    beside,
+    close,
+    dead,
+    mark,
+    registered,
+    transactions,
+    undo,
+    unfinished,
+)
 from helios.testing.undo.tracking import unwatched
 
 __all__ = [
     "Change",
     "begin",
+    "beside",
     "bookkeeping",
     "close",
     "dead",

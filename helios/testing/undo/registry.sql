@@ -9,6 +9,7 @@ CREATE TABLE _runs (
 COMMENT ON TABLE _runs IS 'Test runs that may have written something; one whose advisory lock is free is dead';
 
 CREATE SEQUENCE _steps;
+CREATE SEQUENCE _ended;  -- the step at which a run ended last
 
 CREATE TABLE _undos (
     run bigint NOT NULL,
@@ -86,7 +87,7 @@ CREATE OR REPLACE FUNCTION close_run(run bigint, patience integer) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM set_config('lock_timeout', patience::text, true);
-    PERFORM pg_advisory_xact_lock(_writers(run));
+    PERFORM pg_advisory_xact_lock(_writers(run)), setval('_ended', nextval('_steps'));
     IF NOT EXISTS (SELECT FROM _touched(ARRAY[run], 0)) THEN
         DELETE FROM _runs WHERE id = run;
         DELETE FROM _undos AS u WHERE u.run = close_run.run;
