@@ -202,6 +202,11 @@ def test_what_cannot_be_shown_is_one_sentence(helios, installed, symbol, show, t
     status, said, talk = helios(*show, "--since", "2030-01-01")
     assert (0, "") == (status, said)
     assert f"{symbol} has no klines at 1h then" in talk
+    none = tmp_path / "none.png"
+    status, said, talk = helios(*show, "--since", "2030-01-01", "--png", str(none))
+    assert (2, "") == (status, said)
+    assert f"nothing was drawn, because {symbol} has no klines at 1h then" in talk
+    assert not none.exists()
     status, _, talk = helios(*show, "--since", "yesterday")
     assert 2 == status
     assert "'yesterday' is not a time" in talk

@@ -13,6 +13,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from helios import mirrors, queries
+from helios.cli.mirror import amiss
 from helios.errors import InputError, SchemaError
 from helios.mirrors.auditing import Audit
 from helios.mirrors.keys import SLOTS, bucket_names, bucket_of, slot_of
@@ -279,3 +280,14 @@ def test_the_relay_may_spread_the_mirrors_and_a_writer_may_not(scene):
         with scene.engine.connect() as connection, pytest.raises(Exception, match="permission denied"):
             connection.execute(text(f'SET LOCAL ROLE "{scene.role(kind)}"'))
             connection.execute(text(statement))
+
+
+def test_status_names_the_bucket_that_no_relay_leads(scene):
+    """The others answer all the same; where none is led, no relay runs."""
+    first, *others = FOUR
+    assert "" == amiss(mirrors.statuses(scene.engine, scene.client))
+    scene.client.delete(scene.place.of(first).heartbeat)
+    told = amiss(mirrors.statuses(scene.engine, scene.client))
+    assert f"no relay leads bucket {first}, so readers ask PostgreSQL: start one, `helios mirror run`" == told
+    scene.client.delete(*(scene.place.of(each).heartbeat for each in others))
+    assert amiss(mirrors.statuses(scene.engine, scene.client)).startswith("no relay runs, so readers ask PostgreSQL")

@@ -15,6 +15,7 @@ from helios.cli.instruments import Moment, exchange_option, market_option, the_i
 from helios.cli.load import INTERVALS, load
 from helios.cli.output import json_option, out, say, show
 from helios.cli.retain import retain_klines
+from helios.errors import InputError
 from helios.models import Interval
 from helios.settings import Settings
 
@@ -107,8 +108,10 @@ def show_candles(  # noqa: PLR0913 - a parameter for each option
         instrument = the_instrument(connection, symbol, exchange, market)
         candles = queries.klines(instrument.id, of, since=since, until=until, last=last).rows(connection)
     name = f"{instrument.exchange} {instrument.market.value} {instrument.symbol}"
+    nothing = f"{symbol} has no klines at {interval}{' then' if since or until else ''}: helios klines list"
+    if png is not None and not candles:
+        raise InputError(f"nothing was drawn, because {nothing}")
     if not (drawn and candles):
-        nothing = f"{symbol} has no klines at {interval}{' then' if since or until else ''}: helios klines list"
         show([shown(row) for row in candles], as_json=as_json, nothing=nothing, right=tuple(SHOWN[1:]))
     elif png is not None:
         charts.as_png(candles, of, name, png)

@@ -173,6 +173,7 @@ def amiss(found: Sequence[mirrors.Status]) -> str:
         return ""
     if not any(each.last_batch for each in found):
         return "no relay has ever run here, so readers ask PostgreSQL: start one, `helios mirror run`"
-    if not all(each.relayed for each in found):
-        return "no relay runs, so readers ask PostgreSQL: start one, `helios mirror run`"
+    if lacking := [each.bucket for each in found if not each.relayed]:
+        runs = "no relay runs" if len(lacking) == len(found) else f"no relay leads bucket {', '.join(lacking)}"
+        return f"{runs}, so readers ask PostgreSQL: start one, `helios mirror run`"
     return "PostgreSQL and Redis stand at different batches, so readers ask PostgreSQL until the relay has caught up"
