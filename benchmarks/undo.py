@@ -27,6 +27,8 @@ BEFORE = 100_000
 RUN = 1
 TESTS = (1, 100, 10_000)
 QUICK = ("rollback recipe, one commit counted", "rollback recipe as it is", "Helios undo log")
+VACUUM = f"VACUUM {SCHEMA}.things, {SCHEMA}_undo.things"  # autovacuum is off, so that it disturbs nobody
+DEAD = BEFORE // 5  # rows after which it would have come
 SLOW_ROUNDS = 3  # of those who are slower by far
 MORE = 4  # times as many rounds of small tests
 LARGE = {  # what is undone, and the plain statement beside it
@@ -214,7 +216,7 @@ def tests(bench: Bench, rows: int, options: argparse.Namespace) -> list[dict[str
     ways = {
         name: way for name, way in bench.ways().items() if not options.only or options.only in name or "recipe" in name
     }
-    rounds = options.rounds * (1 if rows == TESTS[-1] else MORE)
+    rounds, dead = options.rounds * (1 if rows == TESTS[-1] else MORE), 0
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-SLOW_ROUNDS, rounds):
         for name, way in ways.items():
@@ -224,6 +226,10 @@ def tests(bench: Bench, rows: int, options: argparse.Namespace) -> list[dict[str
             way(rows)
             if turn >= 0:
                 taken[name].append(time.perf_counter() - began)
+            dead += rows
+            if dead > DEAD:
+                bench.at.ask(VACUUM)
+                dead = 0
     return told(f"a test of {rows:,} rows", taken)
 
 

@@ -94,7 +94,11 @@ def test_a_row_that_an_undo_restored_is_restored_again(shop: Shop) -> None:
         )
 
 
-def test_an_ended_run_may_write_no_more(shop: Shop) -> None:
+WRITES = ("UPDATE shop.swaps SET a = 51 WHERE id = 2", "INSERT INTO shop.swaps VALUES (900, 'late', 9, 900)")
+
+
+@pytest.mark.parametrize("write", WRITES, ids=["update", "insert"])
+def test_an_ended_run_may_write_no_more(shop: Shop, write: str) -> None:
     """After the undo of all of it, a late write of a thread or child process is refused, in every isolation level."""
     with running(shop) as run:
         late = run.engine(isolation_level="REPEATABLE READ").connect()
@@ -102,12 +106,22 @@ def test_an_ended_run_may_write_no_more(shop: Shop) -> None:
         run.write("UPDATE shop.swaps SET a = 50 WHERE id = 1")
         run.undo()
         with pytest.raises(DBAPIError, match="could not serialize access"):
-            late.exec_driver_sql("UPDATE shop.swaps SET a = 51 WHERE id = 2")
+            late.exec_driver_sql(write)
         late.close()
         with pytest.raises(
             DBAPIError, match=rf"test run {run.id} is over, or did not begin here: a write to shop\.swaps"
         ):
-            run.write("UPDATE shop.swaps SET a = 51 WHERE id = 1")
+            run.write(write)
+
+
+@pytest.mark.parametrize("write", WRITES, ids=["update", "insert"])
+def test_a_closed_run_may_write_no_more(shop: Shop, write: str) -> None:
+    """Nor may one that was closed without an undo, while the connection that held its lease lives on."""
+    with shop.kit() as connection:
+        undo.begin(connection, 901, schema=SCHEMA)
+        undo.close(connection, 901, schema=SCHEMA)
+        with pytest.raises(DBAPIError, match="test run 901 is over, or did not begin here"):
+            Run(shop, connection, 901).write(write)
 
 
 def test_a_run_that_never_began_is_refused(shop: Shop) -> None:

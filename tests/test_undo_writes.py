@@ -389,6 +389,16 @@ def test_many_rows_are_undone(shop: Shop) -> None:
         )
 
 
+@pytest.mark.parametrize("more", [[], ["UPDATE shop.touched SET v = 5 WHERE id > 1000"]], ids=["short", "long"])
+def test_a_log_that_grew_long_is_emptied_at_once(shop: Shop, more: list[str]) -> None:
+    """TRUNCATE, instead of leaving files of dead rows, also of what the undo planned; by either way of undoing."""
+    with undone(shop) as run:
+        run.write("INSERT INTO shop.touched SELECT generate_series(1001, 101000)", *more)
+        assert [(True,)] == shop.rows("SELECT pg_relation_size('shop_undo.touched') > 4000000")
+    sizes = "SELECT pg_relation_size(log::regclass), pg_relation_size(plan::regclass) FROM shop_undo._tables"
+    assert [(0, 0)] == shop.rows(f"{sizes} WHERE name = 'shop.touched'")
+
+
 def test_many_transactions_are_undone(shop: Shop) -> None:
     """Each row of a transaction of its own, on one connection."""
     with undone(shop) as run:

@@ -200,8 +200,9 @@ END $body$, t.log, images, run, _each(t.columns, 'OLD.%s'), _each(t.keys, 'OLD.%
     EXECUTE format(head, here, '_inserted_' || t.rel, format($body$
 DECLARE
     helios_number CONSTANT bigint := pg_catalog.nextval('%5$s._steps');
+    helios_label CONSTANT bigint := %4$s;
 BEGIN
-    INSERT INTO %1$s (helios_run, helios_step, helios_what, %2$s) SELECT %4$s, helios_number, 'I', %3$s FROM helios_new AS n;
+    INSERT INTO %1$s (helios_run, helios_step, helios_what, %2$s) SELECT helios_label, helios_number, 'I', %3$s FROM helios_new AS n;
     RETURN NULL;
 END $body$, t.log, keys, _each(t.keys, 'n.%s'), run, here));
     EXECUTE format(head, here, '_truncated_' || t.rel, format($body$
@@ -255,18 +256,17 @@ DECLARE
 BEGIN
     IF TG_OP OPERATOR(pg_catalog.=) 'INSERT' AND pg_catalog.pg_get_constraintdef(%1$s) OPERATOR(pg_catalog.=) %2$L
        AND pg_catalog.translate(label, '0123456789', '') OPERATOR(pg_catalog.=) ''
-       AND pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed'
     THEN
         PERFORM pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended(%3$L, label::pg_catalog.int8));
-        PERFORM FROM %4$I._runs AS r WHERE r.id OPERATOR(pg_catalog.=) label::pg_catalog.int8 AND NOT r.closed;
-        IF FOUND THEN
+        IF NOT pg_catalog.pg_try_advisory_lock_shared(pg_catalog.hashtextextended(%4$L, label::pg_catalog.int8)) THEN
             RETURN NULL;
         END IF;
+        PERFORM pg_catalog.pg_advisory_unlock_shared(pg_catalog.hashtextextended(%4$L, label::pg_catalog.int8));
     END IF;
-    PERFORM %4$I._guard(label, %5$s, %6$s);
+    PERFORM %5$I._guard(label, %6$s, %7$s);
     RETURN NULL;
-END $body$, key, pg_get_constraintdef(key), 'helios writers in ' || current_schema(), current_schema(), table_oid,
-                 _columns_number(table_oid)));
+END $body$, key, pg_get_constraintdef(key), 'helios writers in ' || current_schema(),
+                 'helios open run in ' || current_schema(), current_schema(), table_oid, _columns_number(table_oid)));
 END
 $$;
 
@@ -279,7 +279,7 @@ DECLARE
     labelled CONSTANT text := 'pg_catalog.current_setting(''helios.test_run'', true) OPERATOR(pg_catalog.<>) ''''';
     undoing CONSTANT text := 'pg_catalog.current_setting(''helios.undoing'', true) OPERATOR(pg_catalog.<>) ''''';
     long_way CONSTANT text := replace(undoing, '<>) ''''', '=) ''long''');
-    below CONSTANT text := undoing || ' AND pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.>) 0';
+    below CONSTANT text := 'pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.>) 0 AND ' || undoing;  -- the cheap first
     wanted record;
 BEGIN
     FOR wanted IN

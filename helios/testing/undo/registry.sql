@@ -61,6 +61,15 @@ BEGIN
 END
 $$;
 
+-- Held by the session of a run for as long as the run may write, so that writers need not ask _runs, which costs a new
+-- connection a query more.
+CREATE OR REPLACE FUNCTION _opening(run bigint) RETURNS bigint
+LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
+BEGIN
+    RETURN hashtextextended('helios open run in ' || current_schema(), run);
+END
+$$;
+
 CREATE OR REPLACE FUNCTION begin_run(run bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
@@ -69,6 +78,7 @@ BEGIN
         RAISE lock_not_available USING MESSAGE = format('test run %s is alive in another session', run);
     END IF;
     INSERT INTO _runs (id) VALUES (run);
+    PERFORM pg_try_advisory_lock(_opening(run));
 END
 $$;
 
@@ -92,17 +102,24 @@ BEGIN
         DELETE FROM _runs WHERE id = run;
         DELETE FROM _undos AS u WHERE u.run = close_run.run;
     END IF;
-    IF _leased_here(run) THEN
-        PERFORM pg_advisory_unlock(_lease(run));
-    END IF;
+    PERFORM _give_back(_opening(run)), _give_back(_lease(run));
 END
 $$;
 
-CREATE OR REPLACE FUNCTION _leased_here(run bigint) RETURNS boolean
+CREATE OR REPLACE FUNCTION _held_here(key bigint) RETURNS boolean
 LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND objsubid = 1
                    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                   AND (classid::bigint << 32) + objid::bigint = _lease(run))
+                   AND (classid::bigint << 32) + objid::bigint = key)
+$$;
+
+CREATE OR REPLACE FUNCTION _give_back(key bigint) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    IF _held_here(key) THEN
+        PERFORM pg_advisory_unlock(key);
+    END IF;
+END
 $$;
 
 CREATE OR REPLACE FUNCTION dead_runs() RETURNS SETOF bigint
@@ -112,7 +129,7 @@ DECLARE
 BEGIN
     FOR run IN SELECT id FROM _runs ORDER BY began, id LOOP
         -- A session may take its own lock twice, so one that holds a lease is not asked.
-        CONTINUE WHEN _leased_here(run);
+        CONTINUE WHEN _held_here(_lease(run));
         IF pg_try_advisory_lock(_lease(run)) THEN
             PERFORM pg_advisory_unlock(_lease(run));
             RETURN NEXT run;
