@@ -96,9 +96,11 @@ def trader(url: URL, statement: str) -> Iterator[list[float]]:
 
     thread = threading.Thread(target=trade)
     thread.start()
-    yield took
-    over.set()
-    thread.join()
+    try:
+        yield took
+    finally:
+        over.set()
+        thread.join()
 
 
 def place_order(url: URL) -> str:
