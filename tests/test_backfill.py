@@ -431,7 +431,7 @@ def test_memory_stays_bounded(loaded, symbol, tmp_path) -> None:
     assert rows == loaded(path).inserted
 
 
-def test_unreachable_rights_are_told(database: URL, symbol, tmp_path) -> None:
+def test_tables_that_are_not_there_are_told(database: URL, symbol, tmp_path) -> None:
     """A database without the tables is told in one sentence."""
     made = make_klines.make_file(tmp_path, symbol, "1h", start=JANUARY, rows=50)
     with pytest.raises(HeliosError, match=r"was not loaded: .*does not exist"):
