@@ -1,7 +1,6 @@
 """Loading files with the archive's defects: what is taken, what is rejected with its line, what refuses the file."""
 
 import csv
-import time
 import uuid
 import zipfile
 from dataclasses import dataclass
@@ -359,9 +358,9 @@ def test_rest_answers_are_read(bench: Bench) -> None:
 
 def test_a_candle_that_is_not_closed(bench: Bench) -> None:
     """The running candle is rejected: only closed ones are stored."""
-    start = datetime.fromtimestamp(time.time() // 60 * 60, UTC) - timedelta(minutes=30)
-    report = bench.load(bench.write(bench.rows(31, start=start), "{}-1m.csv"))
-    assert (30, 1) == (report.inserted, report.rejected)
+    month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)  # a minute ends too often
+    report = bench.load(bench.write(bench.rows(13, "1mo", start=month.replace(year=month.year - 1)), "{}-1mo.csv"))
+    assert (12, 1) == (report.inserted, report.rejected)
     assert "is not closed yet" in rejected_rows(report)[0][1]
 
 
