@@ -425,6 +425,7 @@ def test_a_damaged_zip(bench: Bench) -> None:
     assert [] == bench.held()
 
 
+@both_tiers
 @pytest.mark.parametrize("damage", ["a name that is no UTF-8", "content of LZMA"])
 def test_a_damaged_zip_of_any_kind(bench: Bench, damage: str) -> None:
     """Wherever a ZIP is damaged, it is refused in one sentence, by either tier."""
