@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import make_klines
@@ -260,22 +261,25 @@ def test_files_that_overlap_are_no_initial_load(fresh, symbol, tmp_path) -> None
 
 def test_many_files_over_some_connections(writer, owner, symbol, tmp_path) -> None:
     """Files of many series and of one, in any order, over three connections: each candle once, the last file wins."""
-    sources = []
+    sources, last = [], {}
+    noon = JANUARY + timedelta(hours=12)
     for letter in "ABC":
-        for start in (JANUARY, JANUARY + timedelta(hours=12)):
+        for start in (JANUARY, noon):
             name = f"{letter}{symbol}-1m-{start:%Y-%m-%d}.csv" if start == JANUARY else f"{letter}{symbol}-1m.csv"
             made = make_klines.make_file(tmp_path, f"{letter}{symbol}", "1m", start=start, rows=1440, name=name)
             sources.append(recognise(made.path))
+            last[f"{letter}{symbol}"] = Decimal(made.path.read_text().split(",")[5])
     outcomes: list[Outcome] = list(load_many(writer, sources, Options(), jobs=3))
     assert {each.path for each in sources} == {each.report.source.path for each in outcomes if each.report}
     counted = ask(
         owner,
-        "SELECT symbol, count(*) FROM helios_trading.klines "
+        "SELECT symbol, count(*), max(volume) FILTER (WHERE open_time = :noon) FROM helios_trading.klines "
         "JOIN helios_trading.instruments AS i ON i.id = instrument_id "
         "WHERE symbol LIKE :like GROUP BY symbol ORDER BY symbol",
         like=f"_{symbol}",
+        noon=noon,
     )
-    assert [(f"{letter}{symbol}", 2160) for letter in "ABC"] == counted
+    assert [(name, 2160, volume) for name, volume in last.items()] == counted
 
 
 def test_stopping_early_ends_what_runs(writer, owner, symbol, tmp_path) -> None:
