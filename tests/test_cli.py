@@ -47,7 +47,7 @@ def installed(upgraded: URL, monkeypatch: pytest.MonkeyPatch) -> URL:
 
 @pytest.fixture
 def month(tmp_path: Path) -> make_klines.Made:
-    """Two days of hourly candles with a gap and two bad rows."""
+    """Three hundred hourly candles with a gap and three bad rows."""
     return make_klines.make_file(
         tmp_path / "spot", "BTCUSDT", "1h", start=MONTH, rows=300, defects=("gap", "zero-price")
     )
@@ -507,7 +507,7 @@ def test_up_status_and_down(helios, used_home, monkeypatch):
 
 
 def test_with_nothing_configured_the_embedded_server_serves(own_home, tmp_path):
-    """`alembic upgrade head` and a load start the server, use it and leave none; the database marks itself."""
+    """`alembic upgrade head` and a command start the server, use it and leave none; the database marks itself."""
     env = {name: value for name, value in variables(URL.create("x")).items() if not name.startswith("DATABASE")}
     env["HELIOS_HOME"] = str(own_home)
     done = subprocess.run(
@@ -542,7 +542,7 @@ def test_with_nothing_configured_the_embedded_server_serves(own_home, tmp_path):
     ],
 )
 def test_what_alembic_refuses_is_one_sentence(arguments, helios, installed):
-    """An error of a library's own ends in one line on stderr and exit status 1; -v shows where."""
+    """An error of a library's own ends in one line on stderr and exit status 1."""
     helios("environment", "set", "test")
     status, _, talk = helios(*arguments)
     assert 1 == status
