@@ -2,36 +2,21 @@
 
 import json
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import make_klines
 import pytest
-from installation import use
+from installation import Run, use
 from sqlalchemy import URL
 
-from helios import cli
-
-Run = Callable[..., tuple[int, str, str]]
 MONTH = make_klines.datetime(2025, 1, 1, tzinfo=make_klines.UTC)
 
 
 @pytest.fixture
-def load(migrated: URL, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def load(helios: Run, migrated: URL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Load in this process, with a folder for rejected rows; gives exit status, stdout and stderr."""
     use(monkeypatch, migrated, HELIOS_ENVIRONMENT="development")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        told = ["--rejects", str(tmp_path / "rejects"), *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", ["helios", "klines", "load", *told])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return int(end.value.code or 0), said.out, said.err
-
-    return run
+    return lambda *told: helios("klines", "load", "--rejects", str(tmp_path / "rejects"), *map(str, told))
 
 
 def month(folder: Path, symbol: str, *defects: str) -> make_klines.Made:
