@@ -92,13 +92,20 @@ def test_a_relay_runs_serves_metrics_and_stops_on_sigterm(scene, listen):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     process = start("helios.cli", "mirror", "run", "--metrics-port", str(port), *listen, env=scene.env)
-    scene.run(f"UPDATE {SCHEMA}.tickers SET last_price = 2")
-    until(lambda: "2" == scene.ticker()["last_price"])
+    try:
+        scene.run(f"UPDATE {SCHEMA}.tickers SET last_price = 2")
+        until(lambda: "2" == scene.ticker()["last_price"])
+        until(lambda: "helios_mirror_batches_total 1\n" in metrics(port))  # counted once PostgreSQL knows of it too
+        process.send_signal(signal.SIGTERM)
+        assert ("", "") == finish(process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def metrics(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        told = answer.read().decode()
-    assert "helios_mirror_batches_total 1\n" in told
-    process.send_signal(signal.SIGTERM)
-    assert ("", "") == finish(process)
+        return answer.read().decode()
 
 
 def test_a_redis_that_is_not_there_is_one_sentence(scene):
