@@ -210,7 +210,7 @@ def test_a_killed_feed_started_again_with_everything(pooled, tmp_path, seed) -> 
     whole, killed = an_account(), an_account()
     Feed(pooled, account=whole).take_all(day.messages)
     path = tmp_path / "messages.json"
-    path.write_text(json.dumps(day.messages))
+    path.write_text(json.dumps(day.messages * 100))  # again and again, so that it does not end before it is killed
     process = feeding(pooled, killed, path)
     assert process.stdout is not None
     for _ in range(chance.randint(1, len(day.messages) - 1)):
