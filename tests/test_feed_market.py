@@ -183,12 +183,13 @@ def test_a_partition_dropped_meanwhile(owner, pooled, feed, symbol) -> None:
             connection.execute(text(f'DROP TABLE "{Kline.__table__.schema}".klines_1h_2041'))
 
 
-def test_a_nonsense_candle(feed, symbol) -> None:
+def test_a_nonsense_candle(pooled, feed, symbol) -> None:
     """A candle whose high is below its low is refused with a sentence, and none of its batch is written."""
     bad = exchange.kline_row()
     bad[2] = "1"
     with pytest.raises(InputError, match=r"ck_klines_high_is_highest.*nothing was written"):
-        feed.take([exchange.kline_row(exchange.START - 7_200_000), bad], symbol=symbol, interval="1h")
+        feed.take([exchange.kline_row(bad[0] - 7_200_000), bad], symbol=symbol, interval="1h")
+    assert [] == klines_of(pooled, symbol)
 
 
 def test_an_instrument_deleted_meanwhile(owner, pooled, feed, symbol) -> None:
