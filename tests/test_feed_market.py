@@ -108,17 +108,16 @@ def test_an_older_ticker_changes_nothing(pooled, feed, symbol) -> None:
 def test_quotes_do_not_outdate_trades(pooled, feed, symbol) -> None:
     """Quotes are stamped here and trades by the exchange; each is compared with its own kind, whichever is first."""
     received = START + timedelta(seconds=5)
-    told: dict[str, list[tuple[object, datetime]]] = {"a": [], "b": [], "c": []}
-    messages = {
-        "a": exchange.ticker_stream(symbol, "100", at=0),
-        "b": exchange.book_ticker(symbol, "98", "99"),
-        "c": exchange.ticker_stream(symbol, "101", at=1000),
-    }
+    messages = (
+        exchange.ticker_stream(symbol, "100", at=0),
+        exchange.book_ticker(symbol, "98", "99"),
+        exchange.ticker_stream(symbol, "101", at=1000),
+    )
     states = set()
-    for number, order in enumerate(permutations(told)):
+    for number, order in enumerate(permutations(messages)):
         name = f"{symbol}{number}"
         for each in order:
-            feed.take({**messages[each], "s": name}, received_at=received)
+            feed.take({**each, "s": name}, received_at=received)
         row = ticker_of(pooled, name)
         states.add((row.last_price, row.bid_price, row.ask_price, row.priced_at, row.quoted_at, row.event_at))
     expected = (Decimal(101), Decimal(98), Decimal(99), START + timedelta(seconds=1), received, received)
@@ -139,7 +138,7 @@ def test_a_ticker_that_somebody_else_wrote(pooled, feed, symbol) -> None:
     with Session(pooled) as session, session.begin():
         instrument = session.scalars(select(Instrument).filter_by(symbol=symbol)).one()
         session.add(Ticker(instrument=instrument, last_price=Decimal(7), event_at=START))
-    assert 1 == feed.take({**exchange.ticker_stream(symbol, "5", at=-1)}).tickers  # its quotes are news
+    assert 1 == feed.take(exchange.ticker_stream(symbol, "5", at=-1)).tickers  # its quotes are news
     assert Decimal(7) == ticker_of(pooled, symbol).last_price
     feed.take(exchange.ticker_stream(symbol, "5", at=1))
     assert Decimal(5) == ticker_of(pooled, symbol).last_price
