@@ -89,11 +89,9 @@ def test_the_tables_may_be_named(env, kept_database):
 def test_tables_that_are_not_found_are_found_as_it_says(env, tmp_path, command):
     """The option is named as it was written; with the PYTHONPATH that is told, the same command finds the tables."""
     (tmp_path / "tea_shop.py").write_text("from helios.models import metadata\n")
-    run = [sys.executable, "-m", "helios.cli", command, "--metadata", "tea_shop:metadata"]
-    env = env | {
-        "PYTHONPATH": str(ROOT)
-    }  # -P: the folder itself is no place to import from, as for an installed helios
-    run.insert(1, "-P")
+    # -P: the folder itself is no place to import from, as for an installed helios
+    run = [sys.executable, "-P", "-m", "helios.cli", command, "--metadata", "tea_shop:metadata"]
+    env = env | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(run, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert 2 == done.returncode
     assert "--metadata='tea_shop:metadata' cannot be imported: No module named 'tea_shop'" in done.stderr
