@@ -37,7 +37,7 @@ OPTIONS = {
 
 
 class Node(Program):
-    """One server of a cluster; `role` says what it is just now."""
+    """One server of a cluster, master or replica as it comes."""
 
     def __init__(self, top: Path, port: int, bus: int) -> None:
         sockets = top / f"s{port}"
@@ -107,7 +107,7 @@ class Node(Program):
 
 
 class Cluster:
-    """Three masters with a replica each; `masters` and `replicas` are told as it is just now."""
+    """Three masters with a replica each; `masters` tells which they are just now."""
 
     def __init__(self, top: Path) -> None:
         ports = free_ports(4 * MASTERS)
@@ -140,7 +140,7 @@ class Cluster:
 
     @property
     def masters(self) -> list[Node]:
-        """The nodes that own slots now, by what one that lives says."""
+        """The nodes that own slots now, by what each that lives says of itself."""
         living = [each for each in self.nodes if each.process is not None]
         return [each for each in living if each.slots]
 
