@@ -9,6 +9,7 @@ each kill both sides must be equal. Exit status 1 where they are not. The suite 
 import argparse
 import contextlib
 import random
+import shutil
 import statistics
 import sys
 import threading
@@ -191,7 +192,7 @@ class Stage:
 
 @contextlib.contextmanager
 def database() -> Iterator[Scene]:
-    """A server of its own, for the run by hand."""
+    """Start a server of its own, for the run by hand; afterwards nothing is left."""
     home = Path(mkdtemp(prefix="ht-"))
     home.chmod(0o755)
     server = own_servers.postgres(home)
@@ -200,6 +201,7 @@ def database() -> Iterator[Scene]:
             yield scene
     finally:
         own_servers.end(server)
+        shutil.rmtree(home)
 
 
 def say(what: str) -> None:
