@@ -61,7 +61,7 @@ TABLES = (
         changed_at timestamptz NOT NULL, details jsonb)
     """,
 )
-# three symbols; each sixtieth candle of BTCUSDT crosses a day, the last minutes of 2023 lie before any partition
+# of two symbols; the last minutes of 2023 lie before any partition
 CANDLES = """
     INSERT INTO public.ohlcv_1m (symbol, timestamp, open_price, high_price, low_price, close_price, volume,
                                  trades_count, created_at)
