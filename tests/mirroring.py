@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool
 
 from helios import mirrors
 from helios.mirrors.auditing import Audit
+from helios.mirrors.image import Changes
 from helios.mirrors.store import ALIVE
 from helios.models import metadata
 
@@ -91,8 +92,8 @@ class Scene:
         """Tell all entries of the outbox."""
         return self.ask(f"SELECT subject, key FROM {SCHEMA}.mirror_outbox")
 
-    def outbox_since(self) -> list[tuple[str, str]]:
-        """What waits to be relayed."""
+    def outbox_since(self) -> list[Changes]:
+        """Give what waits to be relayed; nothing where nothing does."""
         with self.relay.source.reading():
             changes, _, entries = self.relay.source.changes()
         return [changes] if entries else []
