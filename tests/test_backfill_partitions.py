@@ -6,10 +6,9 @@ from pathlib import Path
 
 import make_klines
 import pytest
-from installation import COPIED, engine_of, login
-from sqlalchemy import URL, Engine, create_engine, text
+from installation import COPIED, engine_of, login, run_sql
+from sqlalchemy import URL, Engine, text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.pool import NullPool
 
 from helios.backfill import Mode, load, recognise, tables
 from helios.backfill.tiers import Tier
@@ -56,13 +55,6 @@ def hours(tmp_path: Path, symbol: str) -> Callable[..., Path]:
 def own_writer(upgraded: URL) -> Engine:
     """A writer in a database of its own, whose partitions may be changed."""
     return engine_of(login(upgraded, "loader", f"GRANT {COPIED}_writer TO {{login}}"))
-
-
-def run(url: URL, *statements: str) -> None:
-    """Run statements as the superuser."""
-    with create_engine(url, poolclass=NullPool).begin() as connection:
-        for each in statements:
-            connection.execute(text(each))
 
 
 def held(engine: Engine, symbol: str) -> list[tuple[object, ...]]:
@@ -116,28 +108,28 @@ def test_a_partition_that_is_made_for_it(own_writer, hours, places, tier) -> Non
         f"REVOKE INSERT ON {KLINES}_1h_2025 FROM {COPIED}_writer",
         f"DROP TRIGGER mirror_insert ON {KLINES}_1h_2025",
         f"ALTER TABLE {KLINES}_1h_2025 DISABLE TRIGGER mirror_insert",
-        (f"CREATE TRIGGER another AFTER INSERT ON {KLINES} FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.mirror_all()"),
+        f"CREATE TRIGGER another AFTER INSERT ON {KLINES} FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.mirror_all()",
     ],
     ids=["no right", "no trigger", "a trigger disabled", "a trigger of klines alone"],
 )
 @pytest.mark.parametrize("tier", Tier)
 def test_a_partition_that_klines_has_to_be_asked_for(own_writer, upgraded, hours, places, statement, tier) -> None:
     """A partition where the writer lacks the right, or by which a trigger of klines would be passed, is left alone."""
-    run(upgraded, statement)
+    run_sql(upgraded, statement)
     assert 100 == load(own_writer, recognise(hours()), tier=tier).inserted
     assert [KLINES] == places
 
 
 def test_one_such_partition_of_two_years(own_writer, upgraded, hours, places) -> None:
     """Then neither is copied into, so that the file is one statement."""
-    run(upgraded, f"DROP TRIGGER mirror_insert ON {KLINES}_1h_2024")
+    run_sql(upgraded, f"DROP TRIGGER mirror_insert ON {KLINES}_1h_2024")
     assert 100 == load(own_writer, recognise(hours(NEW_YEAR)), tier=Tier.FAST).inserted
     assert [KLINES] == places
 
 
 def test_a_table_of_a_partition_s_name(own_writer, upgraded, hours, places) -> None:
     """One that was detached has the name, the triggers and the right, but rows in it are no candles of klines."""
-    run(upgraded, f"ALTER TABLE {KLINES}_1h DETACH PARTITION {KLINES}_1h_2025")
+    run_sql(upgraded, f"ALTER TABLE {KLINES}_1h DETACH PARTITION {KLINES}_1h_2025")
     with pytest.raises(tables.CopyError, match="no partition of relation"):
         load(own_writer, recognise(hours()))
     assert [KLINES] == places
@@ -148,7 +140,7 @@ def test_a_partition_that_is_being_detached(own_writer, upgraded, hours, places)
     load(own_writer, recognise(hours(JANUARY + timedelta(days=30))))
     with own_writer.connect() as reader:
         reader.execute(text(f"SELECT count(*) FROM {KLINES}"))
-        engine = create_engine(upgraded, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        engine = engine_of(upgraded).execution_options(isolation_level="AUTOCOMMIT")
         with engine.connect() as admin, pytest.raises(OperationalError, match="lock timeout"):
             admin.execute(text("SET lock_timeout = '100ms'"))
             admin.execute(text(f"ALTER TABLE {KLINES}_1h DETACH PARTITION {KLINES}_1h_2025 CONCURRENTLY"))
@@ -162,7 +154,7 @@ def test_a_partition_that_is_being_detached(own_writer, upgraded, hours, places)
 @pytest.mark.parametrize("start", [JANUARY, NEW_YEAR])
 def test_the_mirrors_are_told_of_the_series(own_writer, upgraded, hours, symbol, tier, start) -> None:
     """Each statement tells the series, and nothing is mirrored anew."""
-    run(upgraded, f"TRUNCATE {SCHEMA}.mirror_outbox")
+    run_sql(upgraded, f"TRUNCATE {SCHEMA}.mirror_outbox")
     load(own_writer, recognise(hours(start)), tier=tier)
     question = f"SELECT subject, key FROM {SCHEMA}.mirror_outbox WHERE subject <> 'instrument'"
     ids = f"SELECT concat(id, '|1h') FROM {SCHEMA}.instruments WHERE symbol = '{symbol}'"
