@@ -115,6 +115,12 @@ def upgraded(cluster: URL, template: str, monkeypatch: pytest.MonkeyPatch) -> It
         yield url
 
 
+@pytest.fixture
+def fresh(upgraded: URL) -> Engine:
+    """An engine of a superuser in a database of its own, where every partition is empty."""
+    return create_engine(upgraded, poolclass=NullPool)
+
+
 @pytest.fixture(scope="session")
 def roleless(cluster: URL) -> Iterator[str]:
     """The name of a database with all tables, made without roles, for copies that belong to the superuser."""

@@ -14,8 +14,7 @@ import pyarrow as pa
 import pytest
 from installation import COPIED, engine_of, login
 from pyarrow import csv, parquet
-from sqlalchemy import URL, Engine, create_engine, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Engine, text
 
 from helios.backfill import Mode, Options, Outcome, Tier, load, load_many, recognise
 from helios.backfill.bounds import likely_bounds
@@ -23,12 +22,6 @@ from helios.errors import HeliosError, InputError, RightsError
 
 JANUARY = datetime(2025, 1, 1, tzinfo=UTC)
 NAMES = make_klines.HEADER.split(",")
-
-
-@pytest.fixture
-def fresh(upgraded: URL) -> Engine:
-    """An engine of a superuser in a database of its own, where every partition is empty."""
-    return create_engine(upgraded, poolclass=NullPool)
 
 
 def ask(engine: Engine, statement: str, **binds: object) -> list[tuple[object, ...]]:

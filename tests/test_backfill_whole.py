@@ -12,8 +12,7 @@ import make_klines
 import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
-from sqlalchemy import URL, Engine, create_engine, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Engine, text
 
 from helios.backfill import Report, load, recognise, report, source
 from helios.backfill.loading import Load
@@ -139,12 +138,6 @@ def test_a_file_that_changes_while_it_is_read(
     assert str(path) in str(refused.value)
     assert NOTHING == bench.left()
     assert not (bench.folder / "rejects").exists()
-
-
-@pytest.fixture
-def fresh(upgraded: URL) -> Engine:
-    """An engine of a superuser in a database of its own, where every partition is empty."""
-    return create_engine(upgraded, poolclass=NullPool)
 
 
 @both_tiers
