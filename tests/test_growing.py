@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import make_klines
 import pytest
+from extensions import leftovers
 from installation import engine_of, rows, run_sql
 
 from helios import backfill, growing
@@ -125,14 +126,11 @@ def test_what_was_begun_and_is_not_wanted_is_dropped(helios, upgraded):
         f"""CREATE TRIGGER note_kline_changes_insert AFTER INSERT ON {SCHEMA}.klines
             FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.note_kline_changes()""",
     )
+    assert 4 == len(leftovers(upgraded))
     _, _, talk = helios("klines", "convert", "--to", "partitions")
     assert "the copy that was begun is dropped" in talk
     assert 0 == helios("klines", "convert", "--to", "partitions", "--apply")[0]
-    left = f"""
-        SELECT relname::text FROM pg_class WHERE relnamespace = '{SCHEMA}'::regnamespace AND relname ~ 'next|changes'
-        UNION SELECT tgname FROM pg_trigger WHERE tgname LIKE 'note%'
-    """
-    assert [] == rows(upgraded, left)
+    assert [] == leftovers(upgraded)
 
 
 class Beside:
