@@ -115,9 +115,7 @@ def test_a_query_looks_into_chunks_of_its_interval_alone(partitions):
     seen = "\n".join(each[0] for each in rows(partitions, question))
     of_minutes = ask(partitions, f"SELECT count(DISTINCT tableoid) FROM {KLINES} WHERE interval = '1m'")
     assert of_minutes >= seen.count("ColumnarScan") + seen.count("DecompressChunk") >= 1
-    assert 1 == ask(
-        partitions, "SELECT count(*) FROM (SELECT 1) AS one WHERE :seen LIKE '%instrument_id = 1%'", seen=seen
-    )
+    assert "instrument_id = 1" in seen
 
 
 def test_a_plan_counts_compressed_candles(moved):
