@@ -3,13 +3,11 @@
 import time
 
 import pytest
-from installation import use
 from own_servers import client, recording_client
 from sqlalchemy import create_engine, delete, insert, select, text
 
-from helios import db, label
+from helios import label
 from helios.models import Instrument, Market
-from helios.settings import Settings
 from helios.testing import redis_log
 from helios.testing.audit.keys import RedisAudit
 from helios.testing.audit.rows import PostgresAudit
@@ -218,14 +216,3 @@ def test_a_quiet_test_costs_next_to_nothing(connection, keys):
             each.report()
             times.append(time.perf_counter() - start)
         assert min(times) < 0.0005
-
-
-def test_the_audits_engine_is_not_labelled(migrated, monkeypatch):
-    """The kit's own connections say so explicitly."""
-    use(monkeypatch, migrated)
-    for name, value in label.variables(7).items():
-        monkeypatch.setenv(name, value)
-    engine = db.create_engine(Settings.from_environment(), labelled=False)
-    with engine.connect() as made:
-        assert made.scalar(text("SELECT current_setting('helios.test_run', true)")) in (None, "")
-    engine.dispose()
