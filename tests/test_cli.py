@@ -583,8 +583,8 @@ def test_a_redis_url_that_redis_refuses_is_a_finding(url, helios, healthy, monke
     assert (1, ["Redis"]) == (status, [each["check"] for each in json.loads(said) if not each["ok"]])
 
 
-def test_names_are_not_read_as_markup(helios, installed, month):
-    """Brackets in a symbol are letters like others, in tables and in messages."""
+def test_names_are_not_read_as_markup(helios, installed):
+    """Brackets in a symbol are letters like others in tables; a load's messages have their own tests."""
     run_sql(
         installed,
         "INSERT INTO helios_trading.instruments (exchange, market, symbol) VALUES ('binance', 'spot', '[red]X[/y]')",
@@ -594,13 +594,6 @@ def test_names_are_not_read_as_markup(helios, installed, month):
     status, said, _ = helios("klines", "list")
     assert 0 == status
     assert "[red]X[/y]" in said
-    odd = month.path.parent / "x[/red]y"
-    odd.mkdir(parents=True)
-    (odd / "notes.json").write_text("{}")
-    (odd / month.path.name).write_bytes(month.path.read_bytes())
-    status, _, talk = helios("klines", "load", str(odd))
-    assert 0 == status
-    assert "x[/red]y" in talk
 
 
 # --- who is advised what -------------------------------------------------------------------------------------------
