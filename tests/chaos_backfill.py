@@ -21,6 +21,7 @@ from itertools import product
 from pathlib import Path
 
 import make_klines
+from server_user import until
 from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
@@ -162,13 +163,10 @@ def end_connections(scene: Scene) -> None:
 
 def wait_idle(scene: Scene) -> None:
     """Wait until the server has noticed that the loader is gone."""
-    deadline = time.monotonic() + 30
     statement = (
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'chaos' AND datname = current_database()"
     )
-    while scene.ask(statement) != (0,):
-        if time.monotonic() > deadline:
-            raise TimeoutError("the server still serves a killed loader")
+    until(lambda: (0,) == scene.ask(statement), 30)
 
 
 def chaos(url: URL, rounds: int, seed: int) -> Counter[str]:
