@@ -202,9 +202,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="helios-chaos-") as folder:
         Path(folder).chmod(0o755)
         server = servers.Postgres(Path(folder) / "home", binaries=Settings.from_environment().helios_postgres_bin)
-        wrong = chaos(server.acquire().set(database="postgres"), kills, seed)
-        server.release()
-        server.wait_ended()
+        try:
+            wrong = chaos(server.acquire().set(database="postgres"), kills, seed)
+        finally:
+            server.release()
+            server.wait_ended()
     return min(wrong, 1)
 
 
