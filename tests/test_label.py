@@ -150,7 +150,7 @@ def test_labels_replace_each_other():
     assert "" == label.unlabelled("-c helios.test_run=3")
 
 
-def test_redis_is_imported_by_those_who_use_it(migrated):
+def test_redis_is_imported_by_those_who_use_it():
     """Neither the label nor the engines cost that tenth of a second."""
     script = "import sys, helios.db, helios.label; print('redis' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
