@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 from redis import Redis, RedisError
@@ -51,11 +52,11 @@ class Program:
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
 
-    def run(self, command: list[str]) -> None:
+    def run(self, command: list[str], **how: Any) -> None:
         """Start it as the servers' user, in a folder that this user may enter."""
-        drop = self.account.drop if self.account else {}
+        how |= self.account.drop if self.account else {}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, cwd="/", stdout=log, stderr=log, stdin=subprocess.DEVNULL, **drop)
+            self.process = subprocess.Popen(command, cwd="/", stdout=log, stderr=log, stdin=subprocess.DEVNULL, **how)
 
     def tell(self, what: signal.Signals) -> None:
         """Send a signal."""

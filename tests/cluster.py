@@ -4,7 +4,6 @@ import ctypes
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -51,14 +50,9 @@ class Node(Program):
         self.command = recipe.prepare(sockets, self.account, 0)
         self.client = Redis(host="127.0.0.1", port=port, socket_timeout=10)
 
-    def run(self, command: list[str]) -> None:
+    def run(self, command: list[str], **how: Any) -> None:
         """Start it as the servers' user; it dies with this process."""
-        drop = self.account.drop if self.account else {}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd="/", stdout=log, stderr=log, stdin=subprocess.DEVNULL, **drop,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - it takes no lock that a thread could hold
-            )  # fmt: skip
+        super().run(command, preexec_fn=die_with_parent, **how)  # which takes no lock that a thread could hold
 
     def start(self) -> None:
         """Start it, or start it again, empty; it remembers which cluster it belongs to."""
