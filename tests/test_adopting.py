@@ -553,10 +553,12 @@ def test_the_command_needs_the_tables(database, helios: Run, monkeypatch):
 
 
 def test_the_command_adopts_from_another_schema_into_another_account(installed, helios: Run, tmp_path):
-    """As --from and --account name them."""
+    """As --from and --account name them, at the exchange and on the market that are named."""
     run_sql(installed, "ALTER SCHEMA public RENAME TO older", "CREATE SCHEMA public")
     arguments = ("--from", "older", "--account", "desk", "--mode", "paper", "--rejects", str(tmp_path))
-    status, _, talk = helios("adopt", *arguments, "--apply")
+    status, _, talk = helios("adopt", "--exchange", "Bybit", "--market", "um", *arguments, "--apply")
     assert 0 == status, talk
     orders = f"SELECT a.name, count(*) FROM {SCHEMA}.orders JOIN {SCHEMA}.accounts AS a ON a.id = account_id GROUP BY 1"
     assert [("desk", 3)] == rows(installed, orders)
+    places = f"SELECT exchange, market FROM {SCHEMA}.instruments UNION SELECT exchange, market FROM {SCHEMA}.accounts"
+    assert [("bybit", "um")] == rows(installed, places)
