@@ -1,5 +1,6 @@
 """Converting klines where there is no TimescaleDB: what is refused, what is planned, and how the work is cut."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -51,6 +52,8 @@ def test_partitions_stay_partitions(helios, upgraded):
     assert (0, before) == (status, rows(upgraded, tables))
     assert "partitions" in said
     assert "klines are partitions already: nothing to do" in talk
+    [told] = json.loads(helios("klines", "convert", "--to", "partitions", "--json")[1])
+    assert ("partitions", "partitions", 28) == (told["here"], told["to"], told["chunk"])
 
 
 def test_what_cannot_be_asked_for(helios, upgraded):
