@@ -3,12 +3,14 @@
 import time
 
 import pytest
+import redis
 from own_servers import client, recording_client
 from sqlalchemy import create_engine, delete, insert, select, text
 
 from helios import label
 from helios.models import Instrument, Market
 from helios.testing import redis_log
+from helios.testing.audit import rows
 from helios.testing.audit.keys import RedisAudit
 from helios.testing.audit.rows import PostgresAudit
 
@@ -91,9 +93,7 @@ def test_savepoints_of_rows_that_are_gone_are_not_told(connection, neighbour, sy
 
 def test_a_table_too_large_to_read_is_named(connection, neighbour, symbol, monkeypatch):
     """What was not looked at is said, where somebody wrote and did not take it back."""
-    from helios.testing.audit import rows  # noqa: PLC0415 - to make a small table a large one
-
-    monkeypatch.setattr(rows, "LARGEST", -1)
+    monkeypatch.setattr(rows, "LARGEST", -1)  # so that a small table is a large one
     audit = PostgresAudit(connection, TABLES)
     audit.begin()
     wrote(neighbour, symbol, commit=False)
@@ -195,8 +195,6 @@ def test_an_emptied_database_is_told(keys, plain):
 
 def test_an_audit_follows_a_client_of_the_older_protocol(valkey, plain):
     """It speaks the newer one itself; answers decoded to text do not disturb it."""
-    import redis  # noqa: PLC0415 - beside the fixtures' own clients
-
     own = redis.Redis.from_url(valkey.render_as_string(hide_password=False), protocol=2, decode_responses=True)
     audit = RedisAudit(own)
     audit.begin()
