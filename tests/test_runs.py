@@ -10,11 +10,11 @@ from decimal import Decimal
 import pytest
 from installation import alembic, engine_of, rows, run_sql, use, variables
 from kit import client, content, keys
-from sqlalchemy import MetaData, text
+from sqlalchemy import URL, MetaData, text
 
 from helios import db
 from helios.errors import EnvironmentRefusedError, HeliosError, InputError
-from helios.mirrors import Relay, check
+from helios.mirrors import Place, Relay, check
 from helios.models import Instrument, Ticker, metadata
 from helios.schema import environment
 from helios.testing import digest, tracked
@@ -283,7 +283,7 @@ def test_mirrors_go_with_the_rows_that_they_show(here):
         assert redis.get(key) is None
         assert () == check(relay, wait=5).differences
         relay.close()
-        assert 0 < redis.unlink(*redis.scan_iter("helios:t_*"))
+        assert 0 < redis.unlink(*redis.scan_iter(mirrors_of(here)))
 
 
 def test_mirrors_that_nobody_keeps_are_not_made(here):
@@ -292,4 +292,9 @@ def test_mirrors_that_nobody_keeps_are_not_made(here):
         with run.sessions.begin() as session:
             session.add(instrument("A"))
     with db.create_redis() as redis:
-        assert [] == list(redis.scan_iter("helios:t_*"))
+        assert [] == list(redis.scan_iter(mirrors_of(here)))
+
+
+def mirrors_of(url: URL) -> str:
+    """The pattern of one database's mirrors: those of others may lie in the same Redis."""
+    return Place(str(url.database), "helios_trading").pattern
