@@ -228,8 +228,10 @@ def test_the_outbox_is_emptied_for_all_buckets(scene):
     assert [] == scene.outbox()
 
 
-def test_a_followed_session_reads_its_own_writes_and_drains_no_more(scene):
-    """When commit() returns it is in Redis; only the bucket that it is of was asked."""
+def test_a_followed_session_reads_its_own_writes_and_drains_no_more(scene, monkeypatch):
+    """When commit() returns it is in Redis; after the first look only the bucket that it is of was asked."""
+    drain, drained = mirrors.Relay.drain, []
+    monkeypatch.setattr(mirrors.Relay, "drain", lambda relay: drained.append(relay.bucket) or drain(relay))
     path = scene.client.connection_pool.connection_kwargs["path"]
     settings = Settings.from_environment({"REDIS_URL": f"unix://{path}?db=0"})
     factory = sessionmaker(scene.engine)
@@ -242,6 +244,8 @@ def test_a_followed_session_reads_its_own_writes_and_drains_no_more(scene):
             assert f'"{value}"' in text_of(scene, key)
     finally:
         follower.close()
+    own = bucket_of(("binance", "spot", "S7"), 4)
+    assert [*FOUR, own, own] == drained
 
 
 def test_a_lost_row_and_a_wrong_number_are_sentences(scene):
