@@ -159,7 +159,7 @@ def test_a_new_name_moves_from_one_bucket_to_another(scene):
     scene.run(f"UPDATE {SCHEMA}.instruments SET symbol = 'N{there}' WHERE symbol = 'S1'", price(f"N{there}", 6))
     ahead = next(each for each in scene.relays.every() if each.bucket == bucket_of(("binance", "spot", f"N{there}"), 4))
     ahead.step()
-    assert "6" in text_of(scene, mirror_of(scene).place.key("ticker", "binance", "spot", f"N{there}"))
+    assert '"6"' in text_of(scene, mirror_of(scene).place.key("ticker", "binance", "spot", f"N{there}"))
     scene.relays.drain()
     assert scene.client.get(mirror_of(scene).place.key("ticker", "binance", "spot", "S1")) is None
     scene.run(price(f"N{there}", 8))
