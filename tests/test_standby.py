@@ -148,17 +148,19 @@ def test_never_staler_than_the_limit(servers, engines):
     writer = Thread(target=write)
     writer.start()
     answered, began = [], time.monotonic()
-    while time.monotonic() < began + 1.5 or (len(set(answered)) < 2 and time.monotonic() < began + 20):
-        for halted in (True, False):
-            servers.standby.ask(f"SELECT pg_wal_replay_{'pause' if halted else 'resume'}()")
-            for _ in range(20):
-                due = time.monotonic() - SHORT.total_seconds()
-                number, on_standby = seen(factory)
-                least = max((each for moment, each in acknowledged[-2000:] if moment < due), default=0)
-                assert number >= least
-                answered.append(on_standby)
-    stop.set()
-    writer.join()
+    try:
+        while time.monotonic() < began + 1.5 or (len(set(answered)) < 2 and time.monotonic() < began + 20):
+            for halted in (True, False):
+                servers.standby.ask(f"SELECT pg_wal_replay_{'pause' if halted else 'resume'}()")
+                for _ in range(20):
+                    due = time.monotonic() - SHORT.total_seconds()
+                    number, on_standby = seen(factory)
+                    least = max((each for moment, each in acknowledged[-2000:] if moment < due), default=0)
+                    assert number >= least
+                    answered.append(on_standby)
+    finally:
+        stop.set()
+        writer.join()
     assert {True, False} == set(answered)
 
 
