@@ -366,10 +366,12 @@ def test_production_is_refused_all_the_same(shop: Shop, here: None):
     """The marker is asked on the very connection, triggers or not."""
     with engine_of(shop.owner).begin() as connection:
         environment.mark(connection, SCHEMA, "production")
-    with pytest.raises(EnvironmentRefusedError):
-        Run.begin(subject(shop))
-    with engine_of(shop.owner).begin() as connection:
-        environment.mark(connection, SCHEMA, "test")
+    try:
+        with pytest.raises(EnvironmentRefusedError):
+            Run.begin(subject(shop))
+    finally:
+        with engine_of(shop.owner).begin() as connection:
+            environment.mark(connection, SCHEMA, "test")
 
 
 def test_an_owner_s_tables_have_triggers_beside_others(shop: Shop, here: None):
