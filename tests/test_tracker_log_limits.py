@@ -166,7 +166,6 @@ def test_text_sql_in_autocommit_and_in_two_phases_is_told(shop: Shop, here: None
     asyncio.run(work())
     run.end()
     assert [("orders", 2), ("orders", 1), ("fills", 3)] == [(each.table, each.rows) for each in run.tracker.unseen]
-    run_sql(shop.owner, "INSERT INTO shop.instruments (symbol) VALUES ('CURSOR')")
     restore(shop, before)
 
 
