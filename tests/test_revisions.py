@@ -34,26 +34,32 @@ def lint(sql: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=sql, capture_output=True, text=True, check=False, env={"PATH": os.defpath})
 
 
+def foreign(source: str) -> set[str]:
+    """Name the packages that a revision imports beside Alembic, SQLAlchemy and the standard library."""
+    tree = ast.parse(source)
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    return {each.split(".")[0] for each in names} - {"alembic", "sqlalchemy"} - set(sys.stdlib_module_names)
+
+
+def schemas(source: str) -> list[str]:
+    """List what a revision passes or writes by which a schema is named."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    passed = [str(each.arg) for call in calls for each in call.keywords]
+    given = [each for each in passed if each in ("schema", "referent_schema", "source_schema")]
+    return given + [each for each in ("helios_trading", "public.") if each in source]
+
+
 @pytest.mark.parametrize("revision", REVISIONS, ids=lambda each: each.revision)
 def test_a_revision_imports_only_alembic_and_sqlalchemy(revision):
     """A revision of today must run in ten years, whatever has become of the models; its standard library stays."""
-    tree = ast.parse(Path(revision.path).read_text())
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    foreign = {each.split(".")[0] for each in names} - {"alembic", "sqlalchemy"} - set(sys.stdlib_module_names)
-    assert set() == foreign
+    assert set() == foreign(Path(revision.path).read_text())
 
 
 @pytest.mark.parametrize("revision", REVISIONS, ids=lambda each: each.revision)
 def test_a_revision_names_no_schema(revision):
     """The same revision runs in any schema: it passes none, and its SQL names none but the catalog."""
-    source = Path(revision.path).read_text()
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    assert [] == [
-        each for call in calls for each in call.keywords if each.arg in ("schema", "referent_schema", "source_schema")
-    ]
-    assert "helios_trading" not in source
-    assert "public." not in source
+    assert [] == schemas(Path(revision.path).read_text())
 
 
 @pytest.mark.parametrize("revision", REVISIONS, ids=lambda each: each.revision)
@@ -99,5 +105,7 @@ def test_a_new_revision_comes_from_the_template_with_its_advice(tmp_path):
     (tmp_path / "versions").mkdir()
     alembic("-c", str(ini), "revision", "-m", "a note on orders", env=variables(NOWHERE))
     [written] = (tmp_path / "versions").glob("*.py")
-    assert "op.create_index_concurrently" in written.read_text()
-    compile(written.read_text(), str(written), "exec")
+    source = written.read_text()
+    assert "op.create_index_concurrently" in source
+    assert (set(), []) == (foreign(source), schemas(source))
+    compile(source, str(written), "exec")
