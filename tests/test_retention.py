@@ -19,7 +19,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.exc import OperationalError
 from tables import PARENTS, insert
 
-from helios import backfill, cli, retention
+from helios import backfill, retention
 from helios.errors import InputError, RightsError, SchemaError
 from helios.retention import Plan, State
 from helios.retention.applying import Work
@@ -531,25 +531,16 @@ def test_the_command_plans_asks_and_drops(traded, helios, monkeypatch):
     assert 2022 not in [row[0] for row in rows(traded, KLINES)]
 
 
-def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run the command in this process; its exit status."""
-    monkeypatch.setattr(sys, "argv", ["helios", *arguments])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return int(end.value.code or 0)
-
-
 @pytest.mark.parametrize("command", [("klines", "retain", "quality 90d"), ("retain", "1m 2m"), ("retain", "1m")])
-def test_nonsense_and_other_subjects_end_with_a_sentence(monkeypatch, capsys, command):
+def test_nonsense_and_other_subjects_end_with_a_sentence(helios, command):
     """Exit status 2, one line; no server is asked."""
-    assert 2 == called(monkeypatch, *command, "--apply", "--yes")
-    said = capsys.readouterr()
-    assert ("", 1) == (said.out, len(said.err.strip().splitlines()))
-    assert said.err.startswith("helios: ")
+    status, said, talk = helios(*command, "--apply", "--yes")
+    assert (2, "", 1) == (status, said, len(talk.strip().splitlines()))
+    assert talk.startswith("helios: ")
 
 
 @pytest.mark.parametrize(("answer", "left"), [("n", 1000), ("", 1000), ("y", 0)])
-def test_on_a_terminal_it_asks_first(installed, monkeypatch, capsys, answer, left):
+def test_on_a_terminal_it_asks_first(installed, helios, monkeypatch, answer, left):
     """The plan is shown; only a yes removes what it shows."""
 
     class Terminal(io.StringIO):
@@ -557,9 +548,9 @@ def test_on_a_terminal_it_asks_first(installed, monkeypatch, capsys, answer, lef
             return True
 
     monkeypatch.setattr(sys, "stdin", Terminal(f"{answer}\n"))
-    assert 0 == called(monkeypatch, "klines", "retain", MINUTES, "--apply")
-    said = capsys.readouterr()
-    assert "klines_1m_2022" in said.out
-    assert "Remove this for good?" in said.err
-    assert (left == 1000) == ("nothing was removed" in said.err)
+    status, said, talk = helios("klines", "retain", MINUTES, "--apply")
+    assert 0 == status
+    assert "klines_1m_2022" in said
+    assert "Remove this for good?" in talk
+    assert (left == 1000) == ("nothing was removed" in talk)
     assert left == ask(installed, f"SELECT count(*) FROM {SCHEMA}.klines WHERE open_time < '2023-01-01Z'")
