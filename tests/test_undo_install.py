@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from installation import dump, psql, run_sql
 from sqlalchemy import URL, Column, Integer, MetaData, NullPool, Table, create_engine
-from undo_shop import SCHEMA, Run, Shop, running, shop_of, tables_of, undone
+from undo_shop import SCHEMA, Shop, running, shop_of, tables_of, undone
 
 from helios.errors import EnvironmentRefusedError, HeliosError, RightsError, SchemaError
 from helios.schema import environment
@@ -432,7 +432,6 @@ def test_a_log_of_another_database_that_holds_runs_is_refused(shop: Shop, progra
 def test_removing_takes_everything_out(cluster: URL) -> None:
     """Triggers, functions and the log's schema go; not while a run is not undone."""
     with shop_of(cluster) as shop, shop.kit() as connection:
-        Run(shop, connection, 5)
         undo.begin(connection, 5, schema=SCHEMA)
         with pytest.raises(Exception, match="holds runs that are not undone"):
             undo.remove(connection, SCHEMA)
