@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import URL
 from sqlalchemy.exc import OperationalError
-from undo_shop import Shop, running, shop_of
+from undo_shop import Shop, running, shop_of, until_undo_waits
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +129,7 @@ def test_nobody_hangs_a_row_on_one_that_is_going(shop: Shop) -> None:
         holding.exec_driver_sql("BEGIN; SELECT FROM shop.swaps WHERE id = 910 FOR UPDATE")
         thread = threading.Thread(target=run.undo)  # is stopped where it has decided, and begins to delete
         thread.start()
-        while not shop.rows("SELECT FROM pg_stat_activity WHERE query LIKE '%undo_runs%' AND wait_event_type = 'Lock'"):
-            assert thread.is_alive()
+        until_undo_waits(shop, thread)
         neighbour.exec_driver_sql("SET lock_timeout TO '100ms'")
         for child in ("children VALUES (910, 910)", "uses VALUES (910, 'ours')"):
             with pytest.raises(OperationalError, match="lock timeout"):

@@ -9,7 +9,7 @@ from installation import run_sql
 from server_user import until
 from sqlalchemy import URL, Connection
 from sqlalchemy.exc import DBAPIError
-from undo_shop import SCHEMA, Run, Shop, running, shop_of, undone
+from undo_shop import SCHEMA, Run, Shop, running, shop_of, undone, until_undo_waits
 
 from helios.errors import HeliosError
 from helios.schema.preparation import open_runs
@@ -371,8 +371,7 @@ def test_a_neighbour_who_changes_a_row_while_it_is_undone(shop: Shop) -> None:
         found: list[object] = []
         thread = threading.Thread(target=lambda: found.extend(run.undo()))
         thread.start()
-        while not shop.rows("SELECT FROM pg_stat_activity WHERE query LIKE '%undo_runs%' AND wait_event_type = 'Lock'"):
-            assert thread.is_alive()
+        until_undo_waits(shop, thread)
         neighbour.exec_driver_sql("COMMIT")
         thread.join()
         assert [("swaps", "kept", 1, "changed by somebody else"), ("swaps", "restored", 1, "")] == found
@@ -391,8 +390,7 @@ def test_a_neighbour_who_changes_a_row_that_the_undo_has_planned_for(shop: Shop,
         found: list[object] = []
         thread = threading.Thread(target=lambda: found.extend(run.undo()))
         thread.start()
-        while not shop.rows("SELECT FROM pg_stat_activity WHERE query LIKE '%undo_runs%' AND wait_event_type = 'Lock'"):
-            assert thread.is_alive()
+        until_undo_waits(shop, thread)
         neighbour.exec_driver_sql("COMMIT")
         thread.join()
         assert [("swaps", "kept", 1, "changed by somebody else")] == found
@@ -449,8 +447,7 @@ def test_one_undo_at_a_time(shop: Shop) -> None:
         neighbour.exec_driver_sql("BEGIN; SELECT FROM shop.swaps WHERE id = 1 FOR UPDATE")
         thread = threading.Thread(target=one.undo)
         thread.start()
-        while not shop.rows("SELECT FROM pg_stat_activity WHERE query LIKE '%undo_runs%' AND wait_event_type = 'Lock'"):
-            assert thread.is_alive()
+        until_undo_waits(shop, thread)
         with pytest.raises(HeliosError, match=r"waited for more than 0.2 s, blocked by pid \d+ .*undo_runs"):
             other.undo(patience=0.2)
         neighbour.exec_driver_sql("COMMIT")

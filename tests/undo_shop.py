@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from random import getrandbits
+from threading import Thread
 from typing import Any
 
 from installation import engine_of, login, made, run_sql
@@ -147,6 +148,12 @@ def running(shop: Shop) -> Iterator[Run]:
             if run.id in undo.registered(connection, schema=SCHEMA):
                 run.undo()
                 run.close()
+
+
+def until_undo_waits(shop: Shop, thread: Thread) -> None:
+    """Return when the undo that a thread does waits for somebody's lock."""
+    while not shop.rows("SELECT FROM pg_stat_activity WHERE query LIKE '%undo_runs%' AND wait_event_type = 'Lock'"):
+        assert thread.is_alive()
 
 
 @contextmanager
