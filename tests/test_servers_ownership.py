@@ -147,7 +147,6 @@ def copy_programs(server: servers.Postgres | servers.Valkey, target: Path) -> Pa
     return target / server.programs.resolve().relative_to(top)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's servers run as another user")
 def test_a_folder_that_another_starter_is_just_making_is_waited_for(own_home):
     """Between making a folder and opening it to the server's user there is a moment; who meets it does not refuse."""
     own_home.mkdir(mode=0o700)
@@ -157,7 +156,6 @@ def test_a_folder_that_another_starter_is_just_making_is_waited_for(own_home):
     opening.join()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's servers run as another user")
 def test_a_folder_that_stays_closed_is_refused(own_home):
     """The wait has an end."""
     own_home.mkdir(mode=0o700)
