@@ -63,9 +63,9 @@ class Scene:
         """Let the relay look once."""
         return self.relay.step()
 
-    def audit(self, least: int | None = None) -> int:
-        """Let the relay go through all keys once, or more often; how many it wrote again."""
-        audit, wrong = Audit(self.relay), 0
+    def audit(self, least: int | None = None, *, relay: mirrors.Relay | None = None) -> int:
+        """Let the relay, or another, go through all keys once, or more often; how many it wrote again."""
+        audit, wrong = Audit(relay or self.relay), 0
         if least is not None:
             audit.sizes = audit.least = dict.fromkeys(audit.walks, least)
         while not min(audit.rounds.values()):

@@ -515,6 +515,8 @@ def test_the_relays_own_login_needs_no_more_than_its_role(scene, valkey: URL):
         scene.run(f"INSERT INTO {SCHEMA}.tickers (instrument_id, last_price, event_at) VALUES (1, 1, {NOW})")
         assert relay.step()
         assert () == mirrors.check(relay).differences
+        scene.client.delete(scene.key("ticker", "binance", "spot", "BTC:USDT"))
+        assert 1 == scene.audit(relay=relay)
         assert relay.source.one(mirrors.source.EMPTY)[0]
         with pytest.raises(Exception, match="permission denied"), login.begin() as connection:
             connection.execute(text(f"DELETE FROM {SCHEMA}.tickers"))
