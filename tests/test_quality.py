@@ -461,7 +461,8 @@ def test_generated_defects_are_measured_in_the_table(writer, symbol, tmp_path, d
         found = quality.measure(connection, series.instrument_id, series.interval, since=JANUARY, until=series.end)
     assert (made.good, made.missing) == (found.facts.found, found.facts.missing)
     for name, count in facts.items():
-        assert count <= getattr(found.facts, name) <= count + 2  # a quiet candle may stand beside a run
+        beside = 2 if name == "longest_quiet" else 0  # a quiet candle may stand beside a run
+        assert count <= getattr(found.facts, name) <= count + beside
     assert found.verdict.score < 1
 
 
