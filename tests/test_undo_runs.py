@@ -1,5 +1,6 @@
 """Runs: marks, overlapping ones, dead ones, and whoever stands in an undo's way."""
 
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -124,13 +125,14 @@ def test_a_closed_run_may_write_no_more(shop: Shop, write: str) -> None:
             Run(shop, connection, 901).write(write)
 
 
-def test_a_run_that_never_began_is_refused(shop: Shop) -> None:
+@pytest.mark.parametrize("write", [*WRITES, "DELETE FROM shop.swaps"], ids=["update", "insert", "delete"])
+def test_a_run_that_never_began_is_refused(shop: Shop, write: str) -> None:
     """So is a label that is no number."""
     with shop.kit() as connection:
         with pytest.raises(DBAPIError, match="test run 77 is over, or did not begin here"):
-            Run(shop, connection, 77).write("DELETE FROM shop.swaps")
+            Run(shop, connection, 77).write(write)
         with pytest.raises(DBAPIError, match="'seven' is no test run"):
-            Run(shop, connection, "seven").write("DELETE FROM shop.swaps")  # type: ignore[arg-type]
+            Run(shop, connection, "seven").write(write)  # type: ignore[arg-type]
 
 
 def test_a_run_begins_once(shop: Shop) -> None:
@@ -324,16 +326,15 @@ def test_a_closed_run_that_was_not_undone_is_dead(shop: Shop) -> None:
     assert before == shop.digest()
 
 
-def test_an_open_transaction_of_the_run_is_named(shop: Shop) -> None:
+@pytest.mark.parametrize("write", WRITES, ids=["update", "insert"])
+def test_an_open_transaction_of_the_run_is_named(shop: Shop, write: str) -> None:
     """The undo, a mark and the end wait for it; after a time they say its pid and its query, and change nothing."""
     with undone(shop) as run:
         run.write("INSERT INTO shop.touched VALUES (705)")
         with run.engine().connect() as connection:
-            connection.exec_driver_sql("UPDATE shop.swaps SET a = 50 WHERE id = 1")
+            connection.exec_driver_sql(write)
             pid = connection.connection.driver_connection.info.backend_pid
-            expected = (
-                rf"(?s)waited for more than 0.2 s, blocked by pid {pid} .*UPDATE shop\.swaps SET a = 50 WHERE id = 1"
-            )
+            expected = rf"(?s)waited for more than 0.2 s, blocked by pid {pid} .*{re.escape(write)}"
             for action in (run.undo, lambda **more: undo.mark(run.connection, run.id, schema=SCHEMA, **more)):
                 with pytest.raises(HeliosError, match=expected):
                     action(patience=0.2)

@@ -241,32 +241,35 @@ BEGIN
 END
 $$;
 
--- Every test pays for this on a new connection, where the first query of each kind takes longest. Of an INSERT only keys
--- are logged, so its short way looks at these alone: a primary key whose columns get other types is another constraint.
 CREATE OR REPLACE FUNCTION _make_guard(table_oid oid) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
-DECLARE
-    key CONSTANT oid := (SELECT oid FROM pg_constraint WHERE conrelid = table_oid AND contype = 'p');
 BEGIN
     EXECUTE format(
         'CREATE OR REPLACE FUNCTION %I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS %L',
         '_guard_' || table_oid, format($body$
-DECLARE
-    label CONSTANT text := pg_catalog.current_setting('helios.test_run');
 BEGIN
-    IF TG_OP OPERATOR(pg_catalog.=) 'INSERT' AND pg_catalog.pg_get_constraintdef(%1$s) OPERATOR(pg_catalog.=) %2$L
-       AND pg_catalog.translate(label, '0123456789', '') OPERATOR(pg_catalog.=) ''
-    THEN
-        PERFORM pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended(%3$L, label::pg_catalog.int8));
-        IF NOT pg_catalog.pg_try_advisory_lock_shared(pg_catalog.hashtextextended(%4$L, label::pg_catalog.int8)) THEN
-            RETURN NULL;
-        END IF;
-        PERFORM pg_catalog.pg_advisory_unlock_shared(pg_catalog.hashtextextended(%4$L, label::pg_catalog.int8));
-    END IF;
-    PERFORM %5$I._guard(label, %6$s, %7$s);
+    PERFORM %I._guard(pg_catalog.current_setting('helios.test_run'), %s, %s);
     RETURN NULL;
-END $body$, key, pg_get_constraintdef(key), 'helios writers in ' || current_schema(),
-                 'helios open run in ' || current_schema(), current_schema(), table_oid, _columns_number(table_oid)));
+END $body$, current_schema(), table_oid, _columns_number(table_oid)));
+END
+$$;
+
+-- When a guard has to look at an INSERT. Every test pays for it on a new connection, where a function costs most the first
+-- time, and a query more; so what is nearly always so is told by a condition of the trigger. Of an INSERT only keys are
+-- logged: a primary key whose columns get other names or types is another constraint. The run is open as long as its
+-- session holds a lock, and stays open until this transaction ends, because that holds another one, of all writers.
+CREATE OR REPLACE FUNCTION _suspicious(root oid) RETURNS text
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    key CONSTANT oid := (SELECT oid FROM pg_constraint WHERE conrelid = root AND contype = 'p');
+BEGIN
+    RETURN format($condition$
+        pg_get_constraintdef(%s) IS DISTINCT FROM %L
+        OR translate(current_setting('helios.test_run'), '0123456789', '') <> ''
+        OR pg_advisory_xact_lock_shared(hashtextextended(%L, current_setting('helios.test_run')::bigint)) IS NULL
+        OR pg_try_advisory_xact_lock_shared(hashtextextended(%L, current_setting('helios.test_run')::bigint))
+    $condition$, key, pg_get_constraintdef(key), 'helios writers in ' || current_schema(),
+                 'helios open run in ' || current_schema());
 END
 $$;
 
@@ -279,12 +282,15 @@ DECLARE
     labelled CONSTANT text := 'pg_catalog.current_setting(''helios.test_run'', true) OPERATOR(pg_catalog.<>) ''''';
     undoing CONSTANT text := 'pg_catalog.current_setting(''helios.undoing'', true) OPERATOR(pg_catalog.<>) ''''';
     long_way CONSTANT text := replace(undoing, '<>) ''''', '=) ''long''');
+    suspicious CONSTANT text := _suspicious(root);
     below CONSTANT text := 'pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.>) 0 AND ' || undoing;  -- the cheap first
     wanted record;
 BEGIN
     FOR wanted IN
         SELECT * FROM (VALUES
-            ('!helios_guard', 'BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE', 'STATEMENT', '', labelled,
+            ('!helios_guard', 'BEFORE UPDATE OR DELETE OR TRUNCATE', 'STATEMENT', '', labelled,
+             format('%I()', '_guard_' || root), true),
+            ('!helios_guard_insert', 'BEFORE INSERT', 'STATEMENT', '', format('%s AND (%s)', labelled, suspicious),
              format('%I()', '_guard_' || root), true),
             ('~helios_1_rows', 'BEFORE UPDATE OR DELETE', 'ROW', '', labelled,
              format('%I()', '_rows_' || root), root = table_oid),
@@ -298,13 +304,17 @@ BEGIN
              format('%I()', '_truncated_' || root), true)
         ) AS each (name, moment, level, referencing, condition, call, here)
         WHERE each.here
-          AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = table_oid AND tgname = each.name AND tgenabled = 'A')
+          AND NOT EXISTS (SELECT FROM pg_trigger AS t WHERE tgrelid = table_oid AND tgname = each.name AND tgenabled = 'A'
+                          AND (name <> '!helios_guard_insert' OR obj_description(t.oid, 'pg_trigger') = suspicious))
     LOOP
         EXECUTE format('CREATE OR REPLACE TRIGGER %I %s ON %s %s FOR EACH %s WHEN (%s) EXECUTE FUNCTION %s.%s',
                        wanted.name, wanted.moment, named, wanted.referencing, wanted.level, wanted.condition, here,
                        wanted.call);
         -- also where session_replication_role is replica
         EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', named, wanted.name);
+        IF wanted.name = '!helios_guard_insert' THEN
+            EXECUTE format('COMMENT ON TRIGGER %I ON %s IS %L', wanted.name, named, suspicious);
+        END IF;
     END LOOP;
 END
 $$;

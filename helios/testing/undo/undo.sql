@@ -12,7 +12,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET enable_mergej
 SET work_mem TO '64MB' SET plan_cache_mode TO force_generic_plan SET jit TO off AS $$
 DECLARE
     written _entries[]; own xid[]; changes _change[]; short record; failed integer := 0; many boolean; most boolean;
-    spare boolean := false;
+    changed boolean; spare boolean := false;
 BEGIN
     -- Not waiting for the disk is safe: what a crash forgets of an undo, it forgets together with the log's changes.
     PERFORM set_config('synchronous_commit', 'off', true), set_config('lock_timeout', patience::text, true);
@@ -21,10 +21,11 @@ BEGIN
     own := ARRAY(SELECT unnest(w.own) FROM unnest(written) AS w
                  UNION SELECT unnest(u.xmin || u.inherited) FROM _undos AS u
                  WHERE u.run = ANY (runs) AND u.step > since);
-    many := (SELECT coalesce(sum(w.entries), 0) > 1000 FROM unnest(written) AS w);
+    SELECT coalesce(sum(w.entries), 0) > 1000, bool_or(k.signs <> _signs_of(k.rel)) INTO many, changed
+    FROM unnest(written) AS w JOIN _tables AS k USING (rel);
     most := many AND _are_most(written);
     PERFORM set_config('enable_nestloop', CASE WHEN most THEN 'off' ELSE 'on' END, true);
-    IF (SELECT bool_or(k.signs <> _signs_of(k.rel)) FROM unnest(written) AS w JOIN _tables AS k USING (rel)) THEN
+    IF changed THEN
         PERFORM _renew(ARRAY(SELECT w.rel FROM unnest(written) AS w));
     END IF;
     LOOP
