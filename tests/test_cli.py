@@ -211,12 +211,12 @@ def test_before_the_first_upgrade_each_command_says_so(helios, database, month, 
         assert "Traceback" not in talk
 
 
-def test_a_reader_that_leaves_early_is_no_error(installed):
-    """`helios klines list | head -0` ends quietly."""
+def test_a_reader_that_leaves_early_is_told_nothing(installed):
+    """`helios klines list | head -0` ends with status 1 and without a word."""
     process = start("helios.cli", "klines", "list", "--json", env=variables(installed))
     assert process.stdout is not None
     process.stdout.close()
-    process.wait(60)
+    assert 1 == process.wait(60)
     assert "" == process.stderr.read()
     process.stderr.close()
 

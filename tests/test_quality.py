@@ -670,6 +670,24 @@ def test_the_command_looks_as_many_days_back_as_it_is_told(helios, installed, wr
     assert [["1 candle"], []] == reasons
 
 
+@pytest.mark.parametrize(
+    ("only", "status"),
+    [
+        (["--exchange", "binance", "--market", "spot"], 0),
+        (["--exchange", "bybit"], 2),
+        (["--market", "um"], 2),
+    ],
+    ids=["its own", "another exchange", "another market"],
+)
+def test_the_command_keeps_to_an_exchange_and_a_market(helios, installed, writer, symbol, tmp_path, only, status):
+    """A series of another one is not scored."""
+    made = make_klines.make_file(tmp_path, symbol, "1h", start=JANUARY, rows=24)
+    backfill.load(writer, backfill.recognise(made.path))
+    ended, said, _ = helios("quality", symbol, *only, "--json")
+    assert status == ended
+    assert (["1h"] if status == 0 else []) == [each["what"] for each in json.loads(said or "[]")]
+
+
 def test_what_is_not_there_is_said(helios, installed):
     """A symbol without candles and ticker is a wrong input: exit status 2, one sentence."""
     status, _, talk = helios("quality", "NOSUCHUSDT", "1m")

@@ -72,9 +72,6 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("helios: interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output left, as `head` does: nobody is there to tell
-        sys.exit(141)
     except Exception as error:
         if logging.getLogger("helios").isEnabledFor(logging.DEBUG):
             raise

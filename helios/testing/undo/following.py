@@ -75,8 +75,8 @@ DONE = """
       AND NOT (tables.watched AND EXISTS (
         SELECT FROM (SELECT tables.rel AS oid UNION SELECT relid FROM pg_partition_tree(tables.rel::regclass)) AS part
         WHERE (SELECT count(*) FROM pg_trigger WHERE tgrelid = part.oid AND tgenabled = 'A' AND tgname = ANY (
-                   ARRAY['!helios_guard', '!helios_guard_insert', '~helios_1_rows', '~helios_2_hold', '~helios_inserted',
-                         '~helios_truncated'])) < 6))
+                   ARRAY['!helios_guard', '!helios_guard_insert', '~helios_1_rows', '~helios_2_hold',
+                         '~helios_inserted', '~helios_truncated'])) < 6))
 """
 
 
