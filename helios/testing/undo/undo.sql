@@ -15,7 +15,9 @@ DECLARE
     changed boolean; spare boolean := false;
 BEGIN
     -- Not waiting for the disk is safe: what a crash forgets of an undo, it forgets together with the log's changes.
-    PERFORM set_config('synchronous_commit', 'off', true), set_config('lock_timeout', patience::text, true);
+    PERFORM set_config('synchronous_commit', 'off', true), set_config('lock_timeout', patience::text, true),
+            set_config('enable_nestloop', 'on', true), set_config('helios.test_run', '', true),
+            set_config('helios.undoing', 'short', true);
     PERFORM _enter(runs);
     written := ARRAY(SELECT ROW(t.rel, t.kind, t.entries, t.own)::_entries FROM _touched(runs, since) AS t);
     own := ARRAY(SELECT unnest(w.own) FROM unnest(written) AS w
@@ -24,7 +26,9 @@ BEGIN
     SELECT coalesce(sum(w.entries), 0) > 1000, bool_or(k.signs <> _signs_of(k.rel)) INTO many, changed
     FROM unnest(written) AS w JOIN _tables AS k USING (rel);
     most := many AND _are_most(written);
-    PERFORM set_config('enable_nestloop', CASE WHEN most THEN 'off' ELSE 'on' END, true);
+    IF most THEN
+        PERFORM set_config('enable_nestloop', 'off', true);
+    END IF;
     IF changed THEN
         PERFORM _renew(ARRAY(SELECT w.rel FROM unnest(written) AS w));
     END IF;
@@ -90,13 +94,12 @@ BEGIN
         RAISE EXCEPTION 'an undo needs READ COMMITTED, which sees what others have just committed';
     END IF;
     PERFORM pg_advisory_xact_lock(_lease(0));
-    FOR run IN SELECT unnest(runs) ORDER BY 1 LOOP
+    FOREACH run IN ARRAY runs LOOP
         IF NOT pg_try_advisory_xact_lock(_lease(run)) THEN
             RAISE object_in_use USING MESSAGE = format('test run %s is alive in another session', run);
         END IF;
         PERFORM pg_advisory_xact_lock(_writers(run));
     END LOOP;
-    PERFORM set_config('helios.test_run', '', true);
 END
 $$;
 
@@ -159,18 +162,17 @@ LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     t record;
     done bigint;
-    others CONSTANT boolean := EXISTS (SELECT FROM _runs WHERE id <> ALL (runs));
 BEGIN
     changes := '{}';
     left_to := '{}';
-    PERFORM set_config('helios.undoing', 'short', true);
     FOR t IN
-        SELECT w.rel, w.entries, w.kind, w.own, k.name, k.rank, k.plain, k.log
+        SELECT w.rel, w.entries, w.kind, w.own, k.name, k.rank, k.plain, k.log,
+               EXISTS (SELECT FROM _runs WHERE id <> ALL (runs)) AS others
         FROM unnest(written) AS w JOIN _tables AS k USING (rel) ORDER BY k.rank, k.rel
     LOOP
         -- A table whose children were left is left as well.
         IF coalesce(t.kind, 'D') = 'D' OR NOT t.plain OR t.rank IS NULL OR (left_to <> '{}' AND t.rank > 0)
-           OR (others AND _shared(t.log, runs)) THEN
+           OR (t.others AND _shared(t.log, runs)) THEN
             left_to := left_to || t.rel;
             CONTINUE;
         END IF;
