@@ -58,7 +58,9 @@ CREATE TABLE kinds (
     n numeric, f double precision, texts text[], j json, jb jsonb, b bytea, m mood, r int4range, d must, t timestamptz,
     i interval, long text, counted integer GENERATED ALWAYS AS IDENTITY
 );
-CREATE TABLE "Mixed ""Case"" %" ("Key: %s" integer PRIMARY KEY, "select" text, helios_count integer);
+CREATE TABLE "Mixed ""Case"" %" (  -- and columns of the names that the log's functions use
+    "Key: %s" integer PRIMARY KEY, "select" text, helios_count integer, helios_label integer, helios_number integer
+);
 CREATE TABLE the_longest_name_that_there_is_for_tables_has_sixty_three_bytes (
     the_longest_name_that_there_is_for_tables_has_sixty_three_bytes integer PRIMARY KEY, v integer
 );

@@ -198,6 +198,7 @@ BEGIN
     RETURN NEW;
 END $body$, t.log, images, run, _each(t.columns, 'OLD.%s'), _each(t.keys, 'OLD.%s'), _each(t.keys, 'NEW.%s'), keys));
     EXECUTE format(head, here, '_inserted_' || t.rel, format($body$
+#variable_conflict use_variable
 DECLARE
     helios_number CONSTANT bigint := pg_catalog.nextval('%5$s._steps');
     helios_label CONSTANT bigint := %4$s;
