@@ -256,6 +256,19 @@ def test_a_key_that_changes_after_the_log_was_installed(shop: Shop, growing: Non
         assert [(i, i) for i in range(1, 10)] == shop.rows("SELECT * FROM shop.growing ORDER BY 1")
 
 
+@pytest.mark.parametrize("change", ["ALTER id TYPE bigint", "RENAME id TO number"], ids=["type", "name"])
+def test_a_key_that_a_run_met_changed_is_suspicious_no_more(shop: Shop, growing: None, change: str) -> None:
+    """From the next installation on: a run that went on with new functions for it could not make the trigger anew."""
+    with running(shop) as run:
+        run_sql(shop.owner, f"ALTER TABLE shop.growing {change}")
+        run.write("INSERT INTO shop.growing VALUES (100, 1)")
+    install(shop, *shop.tables, named("growing"))
+    assert [(True,)] == shop.rows(
+        "SELECT obj_description(oid, 'pg_trigger') = shop_undo._suspicious(tgrelid) FROM pg_trigger "
+        "WHERE tgrelid = 'shop.growing'::regclass AND tgname = '!helios_guard_insert'"
+    )
+
+
 def test_keys_and_triggers_added_after_the_log_was_installed(shop: Shop, made: list[str]) -> None:
     """A foreign key, a unique index and a trigger that came later are minded by the undo."""
     made += ["elders", "juniors"]

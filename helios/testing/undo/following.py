@@ -66,7 +66,8 @@ OWNER = text("""
 """)
 USABLE = text("SELECT has_schema_privilege(to_regnamespace(quote_ident(:log))::oid, 'USAGE')")
 DONE = """
-    SELECT tables.rel FROM {log}._tables AS tables
+    SELECT tables.rel
+    FROM {log}._tables AS tables, LATERAL (SELECT {log}._suspicious(tables.rel) AS suspicious) AS guard
     WHERE tables.rel = ANY (%(wanted)s) AND tables.shape = {log}._shape_of(tables.rel)
       AND tables.watched = (
         SELECT pg_has_role(nspowner, relowner, 'USAGE') FROM pg_class, pg_namespace
@@ -74,9 +75,9 @@ DONE = """
             SELECT relnamespace FROM pg_class WHERE oid = '{log}._tables'::regclass))
       AND NOT (tables.watched AND EXISTS (
         SELECT FROM (SELECT tables.rel AS oid UNION SELECT relid FROM pg_partition_tree(tables.rel::regclass)) AS part
-        WHERE (SELECT count(*) FROM pg_trigger WHERE tgrelid = part.oid AND tgenabled = 'A' AND tgname = ANY (
-                   ARRAY['!helios_guard', '!helios_guard_insert', '~helios_1_rows', '~helios_2_hold',
-                         '~helios_inserted', '~helios_truncated'])) < 6))
+        WHERE (SELECT count(*) FROM pg_trigger AS t WHERE tgrelid = part.oid AND tgenabled = 'A' AND (tgname = ANY (
+                   ARRAY['!helios_guard', '~helios_1_rows', '~helios_2_hold', '~helios_inserted', '~helios_truncated'])
+                   OR tgname = '!helios_guard_insert' AND obj_description(t.oid, 'pg_trigger') = suspicious)) < 6))
 """
 
 
