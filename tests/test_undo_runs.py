@@ -143,6 +143,24 @@ def test_a_run_begins_once(shop: Shop) -> None:
                 undo.begin(connection, run.id, schema=SCHEMA)
 
 
+@pytest.mark.parametrize("write", WRITES, ids=["update", "insert"])
+def test_a_run_that_began_at_the_second_attempt_ends_once(shop: Shop, write: str) -> None:
+    """The first was rolled back, which locks of a session outlive: after the undo of all of it none of them is left."""
+    with shop.kit() as connection:
+        connection.exec_driver_sql("BEGIN")
+        undo.begin(connection, 902, schema=SCHEMA)
+        connection.exec_driver_sql("ROLLBACK")
+        undo.begin(connection, 902, schema=SCHEMA)
+        undo.undo(connection, [902], schema=SCHEMA)
+        with pytest.raises(DBAPIError, match="test run 902 is over, or did not begin here"):
+            Run(shop, connection, 902).write(write)
+        undo.close(connection, 902, schema=SCHEMA)
+        assert [] == shop.rows(
+            "SELECT FROM pg_locks JOIN pg_database AS d ON d.oid = database "
+            "WHERE locktype = 'advisory' AND datname = current_database()"
+        )
+
+
 def test_two_runs_that_overlap(shop: Shop) -> None:
     """What both touched is left to the one that lives on; when it has ended too, all is as before."""
     before = shop.digest()
@@ -323,6 +341,18 @@ def test_a_closed_run_that_was_not_undone_is_dead(shop: Shop) -> None:
         assert [("shop.touched", 2)] == [
             (each.table, each.count) for each in undo.undo(sweeper, [run.id], schema=SCHEMA)
         ]
+    assert before == shop.digest()
+
+
+def test_a_closed_run_that_was_to_begin_twice_is_dead(shop: Shop) -> None:
+    """Its lease was taken twice on one connection, and is given back for good: that connection may live on."""
+    before = shop.digest()
+    with running(shop) as run, shop.kit() as sweeper:
+        with pytest.raises(HeliosError, match="has begun already"):
+            undo.begin(run.connection, run.id, schema=SCHEMA)
+        run.write("INSERT INTO shop.touched VALUES (703)")
+        run.close()
+        assert [run.id] == undo.dead(sweeper, schema=SCHEMA)
     assert before == shop.digest()
 
 

@@ -113,12 +113,13 @@ LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
                    AND (classid::bigint << 32) + objid::bigint = key)
 $$;
 
+-- However often it was taken: a session may take its own lock twice, and keeps it when what took it is rolled back.
 CREATE OR REPLACE FUNCTION _give_back(key bigint) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    IF _held_here(key) THEN
-        PERFORM pg_advisory_unlock(key);
-    END IF;
+    WHILE _held_here(key) LOOP
+        EXIT WHEN NOT pg_advisory_unlock(key);
+    END LOOP;
 END
 $$;
 
