@@ -256,7 +256,11 @@ def test_a_key_that_changes_after_the_log_was_installed(shop: Shop, growing: Non
         assert [(i, i) for i in range(1, 10)] == shop.rows("SELECT * FROM shop.growing ORDER BY 1")
 
 
-@pytest.mark.parametrize("change", ["ALTER id TYPE bigint", "RENAME id TO number"], ids=["type", "name"])
+@pytest.mark.parametrize(
+    "change",
+    ["ALTER id TYPE bigint", "RENAME id TO number", "DROP CONSTRAINT growing_pkey, ADD PRIMARY KEY (id)"],
+    ids=["type", "name", "made anew"],
+)
 def test_a_key_that_a_run_met_changed_is_suspicious_no_more(shop: Shop, growing: None, change: str) -> None:
     """From the next installation on: a run that went on with new functions for it could not make the trigger anew."""
     with running(shop) as run:
@@ -267,6 +271,17 @@ def test_a_key_that_a_run_met_changed_is_suspicious_no_more(shop: Shop, growing:
         "SELECT obj_description(oid, 'pg_trigger') = shop_undo._suspicious(tgrelid) FROM pg_trigger "
         "WHERE tgrelid = 'shop.growing'::regclass AND tgname = '!helios_guard_insert'"
     )
+
+
+def test_a_key_made_anew_while_a_neighbour_writes(shop: Shop, growing: None) -> None:
+    """The undo makes no trigger anew for it, for which it would have to wait: the next installation does."""
+    run_sql(shop.owner, f"GRANT ALL ON shop.growing TO {shop.neighbour.username}")
+    with running(shop) as run, shop.beside() as neighbour:
+        run_sql(shop.owner, "ALTER TABLE shop.growing DROP CONSTRAINT growing_pkey, ADD PRIMARY KEY (id)")
+        run.write("INSERT INTO shop.growing VALUES (100, 1)")
+        neighbour.exec_driver_sql("BEGIN; UPDATE shop.growing SET v = 9 WHERE id = 1")
+        assert [("growing", "deleted", 1, "")] == run.undo(patience=1)
+        neighbour.exec_driver_sql("ROLLBACK")
 
 
 def test_keys_and_triggers_added_after_the_log_was_installed(shop: Shop, made: list[str]) -> None:

@@ -274,7 +274,8 @@ BEGIN
 END
 $$;
 
--- The triggers of one table or partition. Those for rows are inherited by partitions, those for statements are not.
+-- The triggers of one table or partition. Those for rows are inherited by partitions, those for statements are not. An
+-- undo makes only those that are not there: to make one anew it would wait for neighbours.
 CREATE OR REPLACE FUNCTION _set_triggers(root oid, table_oid oid, stamped boolean) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
@@ -306,7 +307,8 @@ BEGIN
         ) AS each (name, moment, level, referencing, condition, call, here)
         WHERE each.here
           AND NOT EXISTS (SELECT FROM pg_trigger AS t WHERE tgrelid = table_oid AND tgname = each.name AND tgenabled = 'A'
-                          AND (name <> '!helios_guard_insert' OR obj_description(t.oid, 'pg_trigger') = suspicious))
+                          AND (name <> '!helios_guard_insert' OR current_setting('helios.undoing', true) <> ''
+                               OR obj_description(t.oid, 'pg_trigger') = suspicious))
     LOOP
         EXECUTE format('CREATE OR REPLACE TRIGGER %I %s ON %s %s FOR EACH %s WHEN (%s) EXECUTE FUNCTION %s.%s',
                        wanted.name, wanted.moment, named, wanted.referencing, wanted.level, wanted.condition, here,
