@@ -117,6 +117,18 @@ def test_a_run_that_ended_before_a_test_hides_nothing_in_it(here, monkeypatch):
     assert "helios_trading.instruments" in run.scopes[0].others[0]
 
 
+def test_what_is_changed_before_the_first_test_is_told(here, monkeypatch):
+    """Also of a run that has none: it is looked at from its beginning on."""
+    with tracked():
+        pass
+    run = Run.begin(subject_of())
+    with monkeypatch.context() as unlabelled:
+        unlabelled.delenv("PGOPTIONS")
+        run_sql(here, "UPDATE helios_trading.instruments SET symbol = symbol")
+    run.end()
+    assert "helios_trading.instruments" in run.scopes[0].others[0]
+
+
 def test_process_and_signal_are_as_before(here):
     """Label and handler are there inside, and gone afterwards, also when nothing went wrong."""
     before = dict(os.environ), signal.getsignal(signal.SIGTERM)

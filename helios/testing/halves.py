@@ -62,6 +62,7 @@ class Halves:
     def begin(self, run: int) -> None:
         """Register a run: first where its lease is."""
         undo.begin(self.connection, run)
+        self.marked = undo.mark(self.connection, run, patience=self.patience)
         if self.redis is not None:
             redis_log.begin(self.redis, run, self.owner)
 
