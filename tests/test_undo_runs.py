@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from installation import run_sql
 from server_user import until
-from sqlalchemy import URL, Connection
+from sqlalchemy import URL, Connection, event
 from sqlalchemy.exc import DBAPIError
 from undo_shop import SCHEMA, Run, Shop, running, shop_of, undone, until_undo_waits
 
@@ -526,3 +526,21 @@ def test_the_undo_s_own_transactions_are_known(shop: Shop) -> None:
         restored = shop.rows("SELECT xmin::text::bigint FROM shop.swaps WHERE id = 1")[0][0]
         known = {each % 2**32 for each in undo.transactions(run.connection, run.id, schema=SCHEMA)}
         assert {written, restored} <= known
+
+
+@pytest.mark.parametrize("turn", range(1, 5))
+def test_a_run_that_ends_while_it_is_looked_for_is_met(shop: Shop, turn: int) -> None:
+    """At work or ended since the mark, whichever of the statements that ask for it the end comes between."""
+    with running(shop) as run, shop.kit() as connection:
+        undo.begin(connection, 903, schema=SCHEMA)
+        mark, asked = run.mark(), []
+
+        def end(*_: object) -> None:
+            asked.append(turn)
+            if len(asked) == turn:
+                undo.undo(connection, [903], schema=SCHEMA)
+                undo.close(connection, 903, schema=SCHEMA)
+
+        event.listen(run.connection, "after_cursor_execute", end)
+        assert undo.beside(run.connection, run.id, mark, schema=SCHEMA)
+        event.remove(run.connection, "after_cursor_execute", end)

@@ -119,8 +119,8 @@ def transactions(connection: Connection, run: int, since: int = 0, *, schema: st
 def beside(connection: Connection, run: int, since: int, *, schema: str | None = None) -> bool:
     """Tell whether other runs are at work, or one has ended after a mark: of its transactions nothing is known then."""
     log = quoted(connection, log_on(connection, schema))
-    ended = int(run_sql(connection, f"SELECT last_value FROM {log}._ended").scalar_one())
     at_work = set(registered(connection, schema=schema)) - set(unfinished(connection, schema=schema))
+    ended = int(run_sql(connection, f"SELECT last_value FROM {log}._ended").scalar_one())  # last: one may end meanwhile
     return ended > since or at_work != {run}
 
 
