@@ -238,6 +238,22 @@ def test_what_an_undo_restored_is_handed_over_too(shop: Shop) -> None:
     assert 0 == shop.logged()
 
 
+def test_what_is_inherited_is_noted_once(shop: Shop) -> None:
+    """However often two runs hand a row to each other: what marks it grows with their undos, and no faster."""
+    twice = "cardinality(inherited) > (SELECT count(DISTINCT each::text) FROM unnest(inherited) AS each)"
+    before = shop.digest()
+    with running(shop) as one, running(shop) as other:
+        for turn in range(4):
+            for first, second in ((one, other), (other, one)):
+                mark = first.mark()
+                first.write(f"UPDATE shop.swaps SET a = {100 + turn} WHERE id = 1")
+                second.write(f"UPDATE shop.swaps SET a = {200 + turn} WHERE id = 1")
+                first.undo(mark)
+        assert (0, True) == shop.rows(f"SELECT count(*) FILTER (WHERE {twice}), count(*) > 8 FROM shop_undo._undos")[0]
+    assert before == shop.digest()
+    assert 0 == shop.logged()
+
+
 @pytest.mark.parametrize("undos", [1, 2], ids=["at its end", "between two tests"])
 def test_of_what_an_undo_restored_only_keys_that_were_handed_over_are_inherited(shop: Shop, undos: int) -> None:
     """Another row that it restored was a neighbour's, and stays so for the run that inherits."""

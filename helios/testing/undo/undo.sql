@@ -311,9 +311,9 @@ $$;
 CREATE OR REPLACE FUNCTION _bequeath(log text, runs bigint[], own xid[]) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    EXECUTE format('INSERT INTO _undos (run, inherited, givers) SELECT DISTINCT l.helios_run, $3, $2 FROM %s AS l '
-                   'WHERE l.helios_run <> ALL ($1) AND l.helios_by = ANY ($2)', log)
-    USING runs, own, ARRAY(SELECT unnest(u.xmin || u.inherited) FROM _undos AS u WHERE u.run = ANY (runs));
+    EXECUTE format('INSERT INTO _undos (run, inherited, givers) SELECT l.helios_run, $3, $2 FROM ('
+                   'SELECT DISTINCT helios_run FROM %s WHERE helios_run <> ALL ($1) AND helios_by = ANY ($2)) AS l', log)
+    USING runs, own, ARRAY(SELECT DISTINCT unnest(u.xmin || u.inherited) FROM _undos AS u WHERE u.run = ANY (runs));
 END
 $$;
 
